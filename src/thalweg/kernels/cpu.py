@@ -1,0 +1,286 @@
+"""How a rule runs on the CPU: one Numba kernel call per step for all tensors.
+
+A kernel walks a table of segments. A segment is a run of contiguous memory with a parameter, its
+gradient and its state at given addresses, and a row of coefficients; it is cut into blocks that fit
+the cache and are shared out among threads. Storage stays where torch put it, and a replica of a
+study is only one more segment with coefficients of its own.
+"""
+
+import marshal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray, prange, types
+from numba.core.caching import FunctionCache
+from numba.extending import intrinsic, overload, register_jitable
+from numba.np.unsafe.ndarray import to_fixed_tuple
+from numpy.typing import NDArray
+
+from thalweg.rules import maths
+from thalweg.rules.rule import Rule, prepare
+
+__all__ = ["DTYPES", "Segments", "run", "shift"]
+
+Int64Array = NDArray[np.int64]
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+BLOCK = 8192  # elements; four float32 arrays of it fill a quarter of a 512 KiB cache
+
+# Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
+# fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
+_JIT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}
+
+# Columns of the segment table before the addresses of the state.
+_ROW, _PARAMETER, _GRADIENT, _STATE = range(4)
+
+
+@dataclass
+class Segments:
+    """Which memory a kernel works on.
+
+    Attributes:
+        table: int64 ``(segments, 3 + states)``: row of coefficients, then the addresses of
+            parameter, gradient and each state.
+        blocks: int64 ``(blocks, 3)``: segment, first element, one past the last element.
+    """
+
+    table: Int64Array
+    blocks: Int64Array
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], rows: Sequence[int], states: int) -> "Segments":
+        """A table with the given lengths (elements) and coefficient rows; addresses are zero."""
+        table = np.zeros((len(lengths), _STATE + states), dtype=np.int64)
+        table[:, _ROW] = rows
+        size = np.asarray(lengths, dtype=np.int64)
+        pieces = -(-size // BLOCK)
+        segment = np.repeat(np.arange(len(size)), pieces)
+        first = BLOCK * (np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+        last = np.minimum(first + BLOCK, size[segment])
+        return cls(table, np.stack([segment, first, last], axis=1).astype(np.int64))
+
+    @property
+    def rows(self) -> Int64Array:
+        """Column of coefficient rows, to be written in place."""
+        return self.table[:, _ROW]
+
+    @property
+    def parameters(self) -> Int64Array:
+        """Column of parameter addresses, to be written in place."""
+        return self.table[:, _PARAMETER]
+
+    @property
+    def gradients(self) -> Int64Array:
+        """Column of gradient addresses, to be written in place."""
+        return self.table[:, _GRADIENT]
+
+    @property
+    def states(self) -> Int64Array:
+        """Columns of state addresses, to be written in place."""
+        return self.table[:, _STATE:]
+
+
+def run(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None:
+    """One step of a resolved rule over all segments, in place.
+
+    Args:
+        rule: a resolved rule.
+        segments: addresses of contiguous memory of the dtype of ``rows``, alive during the call.
+        rows: `Rule.row` of each coefficient row, float32 or float64, shape ``(rows, 3 + n)``.
+    """
+    decays = bool(rows[:, 1].any())
+    kernel = _step_kernel(rule.update, len(rule.state), rows.shape[1] - 3, decays)
+    kernel(segments.blocks, segments.table, rows)
+
+
+def shift(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None:
+    """Move all parameters, in place, to the points where the rule takes its gradient."""
+    assert rule.point is not None
+    kernel = _shift_kernel(rule.point, len(rule.state), rows.shape[1] - 3)
+    kernel(segments.blocks, segments.table, rows)
+
+
+@cache
+def _step_kernel(
+    update: Callable[..., Any], states: int, coefficients: int, decays: bool
+) -> Callable[..., None]:
+    update = register_jitable(**_JIT)(update)
+    slots = (0,) * states
+
+    def kernel(blocks, table, rows):  # type: ignore[no-untyped-def]
+        for b in prange(blocks.shape[0]):
+            segment = table[blocks[b, 0]]
+            first = blocks[b, 1]
+            n = blocks[b, 2] - first
+            row = rows[segment[0]]
+            sign, coupled, shrink = row[0], row[1], row[2]
+            c = to_fixed_tuple(row[3:], coefficients)
+            p = _view(segment[1], rows, first, n)
+            g = _view(segment[2], rows, first, n)
+            state = _views(slots, segment, 3, rows, first, n)
+            for i in range(n):
+                if decays:
+                    decayed, prepared = _prepare(p[i], g[i], sign, coupled, shrink)
+                else:
+                    # Zero times an infinite parameter would be NaN.
+                    decayed, prepared = shrink * p[i], sign * g[i]
+                new = update(decayed, prepared, *_load(state, i), *c)
+                p[i] = new[0]
+                _store(state, i, new[1:])
+
+    return _compile(kernel, update, states, coefficients, decays)
+
+
+@cache
+def _shift_kernel(
+    point: Callable[..., Any], states: int, coefficients: int
+) -> Callable[..., None]:
+    point = register_jitable(**_JIT)(point)
+    slots = (0,) * states
+
+    def kernel(blocks, table, rows):  # type: ignore[no-untyped-def]
+        for b in prange(blocks.shape[0]):
+            segment = table[blocks[b, 0]]
+            first = blocks[b, 1]
+            n = blocks[b, 2] - first
+            c = to_fixed_tuple(rows[segment[0]][3:], coefficients)
+            p = _view(segment[1], rows, first, n)
+            state = _views(slots, segment, 3, rows, first, n)
+            for i in range(n):
+                p[i] = point(p[i], *_load(state, i), *c)
+
+    return _compile(kernel, point, states, coefficients)
+
+
+def _compile(kernel: FunctionType, maths_of_rule: Callable[..., Any], *shape: Any) -> Any:
+    """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
+    compiled = numba.njit(parallel=True, nogil=True, **_JIT)(kernel)
+    fingerprint = _fingerprint(maths_of_rule)
+    if fingerprint is not None:
+        compiled._cache = _RuleCache(kernel, sha256(repr((fingerprint, shape)).encode()).digest())
+    return compiled
+
+
+class _RuleCache(FunctionCache):  # type: ignore[misc]
+    """Numba's disk cache, keyed by the rule's bytecode.
+
+    Numba's own key holds the closure's functions by identity, which no two processes share, and
+    would not see that a rule was edited.
+    """
+
+    def __init__(self, kernel: FunctionType, key: bytes) -> None:
+        super().__init__(kernel)
+        self._key = key
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return sig, codegen.magic_tuple(), self._key
+
+
+def _fingerprint(function: Callable[..., Any]) -> bytes | None:
+    """What the maths is, or None when it leans on something whose changes we could not see."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_freevars:
+        return None
+    for name in code.co_names:
+        used = function.__globals__.get(name, maths)
+        if used is not maths and getattr(used, "__module__", None) != maths.__name__:
+            return None
+    return marshal.dumps(code.replace(co_filename="", co_firstlineno=1))
+
+
+_prepare = register_jitable(**_JIT)(prepare)
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
+    pointer = types.CPointer(like.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(address, like), codegen
+
+
+@numba.njit(**_JIT)  # type: ignore[untyped-decorator]
+def _view(address, like, first, n):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address + first * like.itemsize, like), n)
+
+
+# Tuples of any length, taken apart by recursion so that the loop over elements vectorises.
+
+
+def _views(slots, segment, column, like, first, n):  # type: ignore[no-untyped-def]
+    raise NotImplementedError
+
+
+def _load(views, i):  # type: ignore[no-untyped-def]
+    raise NotImplementedError
+
+
+def _store(views, i, values):  # type: ignore[no-untyped-def]
+    raise NotImplementedError
+
+
+@overload(_views, jit_options=_JIT)
+def _compiled_views(slots, segment, column, like, first, n):  # type: ignore[no-untyped-def]
+    if len(slots) == 0:
+        return lambda slots, segment, column, like, first, n: ()
+    return lambda slots, segment, column, like, first, n: (
+        _view(segment[column], like, first, n),
+        *_views(slots[1:], segment, column + 1, like, first, n),
+    )
+
+
+@overload(_load, jit_options=_JIT)
+def _compiled_load(views, i):  # type: ignore[no-untyped-def]
+    if len(views) == 0:
+        return lambda views, i: ()
+    return lambda views, i: (views[0][i], *_load(views[1:], i))
+
+
+@overload(_store, jit_options=_JIT)
+def _compiled_store(views, i, values):  # type: ignore[no-untyped-def]
+    if len(views) == 0:
+        return lambda views, i, values: None
+
+    def store(views, i, values):  # type: ignore[no-untyped-def]
+        views[0][i] = values[0]
+        _store(views[1:], i, values[1:])
+
+    return store
+
+
+@overload(maths.sqrt, jit_options=_JIT)
+def _sqrt(x):  # type: ignore[no-untyped-def]
+    return lambda x: np.sqrt(x)
+
+
+@overload(maths.absolute, jit_options=_JIT)
+def _absolute(x):  # type: ignore[no-untyped-def]
+    return lambda x: abs(x)
+
+
+@overload(maths.sign, jit_options=_JIT)
+def _sign(x):  # type: ignore[no-untyped-def]
+    return lambda x: np.sign(x)
+
+
+@overload(maths.maximum, jit_options=_JIT)
+def _maximum(x, y):  # type: ignore[no-untyped-def]
+    return lambda x, y: x if x > y or x != x else y
+
+
+@overload(maths.minimum, jit_options=_JIT)
+def _minimum(x, y):  # type: ignore[no-untyped-def]
+    return lambda x, y: x if x < y or x != x else y
+
+
+@overload(maths.where, jit_options=_JIT)
+def _where(condition, x, y):  # type: ignore[no-untyped-def]
+    return lambda condition, x, y: x if condition else y

@@ -1,0 +1,40 @@
+"""How a rule runs on any dense torch tensor: the same maths as torch operations.
+
+Slower than the CPU kernel, and takes what that cannot: other devices, half precision,
+non-contiguous storage.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from thalweg.rules.rule import Row, Rule, prepare
+
+__all__ = ["shift", "step"]
+
+
+@torch.no_grad()
+def step(rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row) -> None:
+    """One step of a resolved rule on one tensor, in place.
+
+    Args:
+        rule: a resolved rule (`Rule.resolve`).
+        p: parameter, any shape, floating point, any device.
+        g: gradient, same shape, dtype and device.
+        state: the rule's state tensors, the same again.
+        row: `Rule.row` of this step.
+    """
+    sign, coupled, shrink, *coefficients = row
+    # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
+    decayed, prepared = prepare(p, g, sign, coupled, shrink) if coupled else (shrink * p, sign * g)
+    new = rule.update(decayed, prepared, *state, *coefficients)
+    for old, value in zip((p, *state), new, strict=True):
+        old.copy_(value)
+
+
+@torch.no_grad()
+def shift(rule: Rule, p: Tensor, state: Sequence[Tensor], row: Row) -> None:
+    """Move a tensor, in place, to the point where the rule takes its gradient."""
+    assert rule.point is not None
+    p.copy_(rule.point(p, *state, *row[3:]))

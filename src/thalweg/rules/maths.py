@@ -1,0 +1,50 @@
+"""The few functions that a rule may use besides ``+ - * / **``.
+
+Each works alike on a Python float, a NumPy array and a torch tensor; the CPU kernel compiles the
+same names for its scalars (`thalweg.kernels.cpu`). What is not NumPy's or Python's is taken for a
+tensor.
+"""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["absolute", "maximum", "minimum", "sign", "sqrt", "where"]
+
+
+def _is_numpy(x: Any) -> bool:
+    return isinstance(x, np.ndarray | np.generic | float | int)
+
+
+def sqrt(x: Any) -> Any:
+    """Square root, elementwise; NaN for negative numbers."""
+    return np.sqrt(x) if _is_numpy(x) else x.sqrt()
+
+
+def absolute(x: Any) -> Any:
+    """Absolute value, elementwise."""
+    return np.abs(x) if _is_numpy(x) else x.abs()
+
+
+def sign(x: Any) -> Any:
+    """-1, 0 or 1, elementwise."""
+    return np.sign(x) if _is_numpy(x) else x.sign()
+
+
+def maximum(x: Any, y: Any) -> Any:
+    """The larger of two, elementwise; NaN where either is NaN, as torch and NumPy have it."""
+    return np.maximum(x, y) if _is_numpy(x) else x.maximum(y)
+
+
+def minimum(x: Any, y: Any) -> Any:
+    """The smaller of two, elementwise; NaN where either is NaN, as torch and NumPy have it."""
+    return np.minimum(x, y) if _is_numpy(x) else x.minimum(y)
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """``x`` where the condition holds and ``y`` elsewhere; both are computed."""
+    if isinstance(condition, bool | np.bool_ | np.ndarray):
+        return np.where(condition, x, y)
+    import torch
+
+    return torch.where(condition, x, y)
