@@ -23,11 +23,15 @@ def step(rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row) ->
         p: parameter, any shape, floating point, any device.
         g: gradient, same shape, dtype and device.
         state: the rule's state tensors, the same again.
-        row: `Rule.row` of this step.
+        row: `Rule.row` of this step; an entry may also be a tensor that broadcasts over ``p``, one
+            value a replica.
     """
     sign, coupled, shrink, *coefficients = row
     # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
-    decayed, prepared = prepare(p, g, sign, coupled, shrink) if coupled else (shrink * p, sign * g)
+    skip = isinstance(coupled, float) and coupled == 0
+    decayed, prepared = (
+        (shrink * p, sign * g) if skip else prepare(p, g, sign, coupled, shrink)
+    )
     new = rule.update(decayed, prepared, *state, *coefficients)
     for old, value in zip((p, *state), new, strict=True):
         old.copy_(value)

@@ -53,6 +53,7 @@ ADAGRAD = Rule(
     _adagrad_coefficients,
     _root_of_squares,
     initial={"sum": _initial_accumulator},
+    settles=lambda hyper: float("inf") if hyper["lr_decay"] else 1,
 )
 
 
@@ -146,6 +147,7 @@ RMSPROP = Rule(
     _root_of_squares,
     initial={"square_avg": _initial_accumulator},
     variant=_rmsprop_variant,
+    settles=lambda hyper: 1,
 )
 _RMSPROPS = {
     (False, False): RMSPROP,
@@ -187,6 +189,7 @@ ADADELTA = Rule(
     ("square_avg", "acc_delta"),
     _adadelta_coefficients,
     _adadelta,
+    settles=lambda hyper: 1,
 )
 
 

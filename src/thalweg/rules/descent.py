@@ -29,7 +29,7 @@ def _sgd(p: Any, g: Any, lr: Any) -> tuple[Any, ...]:
 
 
 # Robbins and Monro (1951), as torch.optim.SGD without momentum: x <- x - lr g.
-SGD = Rule("SGD", (_lr(1e-3),), (), _sgd_coefficients, _sgd)
+SGD = Rule("SGD", (_lr(1e-3),), (), _sgd_coefficients, _sgd, settles=lambda hyper: 1)
 
 
 def _momentum_coefficients(hyper: Hyper, step: int) -> Row:
@@ -40,6 +40,10 @@ def _momentum_coefficients(hyper: Hyper, step: int) -> Row:
         correction = 1.0 - mu**step if hyper["bias_correction"] else 1.0
         return mu, 1.0 - mu, -lr / correction
     return mu, 1.0 if step == 1 else 1.0 - hyper["dampening"], -lr
+
+
+def _momentum_settles(hyper: Hyper) -> float:
+    return float("inf") if hyper["form"] == "ewma" and hyper["bias_correction"] else 2
 
 
 def _momentum(p: Any, g: Any, v: Any, keep: Any, gain: Any, move: Any) -> tuple[Any, ...]:
@@ -63,6 +67,7 @@ MOMENTUM = Rule(
     ("momentum_buffer",),
     _momentum_coefficients,
     _momentum,
+    settles=_momentum_settles,
 )
 
 
@@ -98,5 +103,6 @@ NAG = Rule(
     _nag_coefficients,
     _nag,
     variant=_nag_variant,
+    settles=lambda hyper: 2,
 )
 _NAG_LOOKAHEAD = replace(NAG, point=_nag_point)

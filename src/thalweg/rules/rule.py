@@ -125,6 +125,10 @@ def prepare(p: Any, g: Any, sign: Any, coupled: Any, shrink: Any) -> Any:
     return shrink * p, sign * g + coupled * p
 
 
+def _never(hyper: Hyper) -> float:
+    return float("inf")
+
+
 @dataclass(frozen=True)
 class Rule:
     """An update rule, from which every executor is made.
@@ -140,6 +144,8 @@ class Rule:
         initial: ``hyper -> value`` for a state that does not start at zero.
         point: ``(p, *state, *coefficients) -> p``, where the gradient is taken if not at ``p``.
         variant: ``hyper -> Rule`` when some hyperparameters change which state is kept.
+        settles: ``hyper -> step`` from which the coefficients stay the same, infinity if they
+            never do; so that a loop need not ask for them again.
     """
 
     name: str
@@ -150,6 +156,7 @@ class Rule:
     initial: Mapping[str, Callable[[Hyper], float]] = field(default_factory=dict)
     point: Callable[..., Any] | None = None
     variant: Callable[[Hyper], "Rule"] | None = None
+    settles: Callable[[Hyper], float] = _never
 
     def __hash__(self) -> int:
         """By identity of the maths, so that rules can key caches."""

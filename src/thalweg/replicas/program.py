@@ -1,0 +1,207 @@
+"""Forward and backward passes of many copies of one model at once."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from thalweg.replicas.trace import straighten
+from thalweg.tasks import Task
+
+__all__ = ["Backend", "Model", "Program", "build", "stack"]
+
+Backend: TypeAlias = Literal["eager", "compiled", "one by one"]
+Tensors: TypeAlias = list[Tensor]
+Step: TypeAlias = Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensors, Tensors]]
+Evaluation: TypeAlias = Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model's tensors go.
+
+    Attributes:
+        train, evaluate: the module in each mode; their own tensors are never used.
+        parameters: names of what is trained.
+        constants: names of the rest: buffers and frozen parameters.
+    """
+
+    train: nn.Module
+    evaluate: nn.Module
+    parameters: tuple[str, ...]
+    constants: tuple[str, ...]
+
+    def call(self, module: nn.Module, parameters: Tensors, constants: Tensors, x: Tensor) -> Any:
+        """The outputs of one copy of the model for one batch."""
+        tensors = dict(
+            zip((*self.parameters, *self.constants), (*parameters, *constants), strict=True)
+        )
+        return functional_call(module, tensors, (x,))
+
+
+@dataclass(frozen=True)
+class Program:
+    """The passes of a chunk, for its number of replicas and batch shape.
+
+    Attributes:
+        step: ``(parameters, constants, x, y) -> (losses, gradients, constants)``, all stacked over
+            replicas along the first dimension.
+        evaluate: ``(parameters, constants, x, y) -> (losses, metrics)`` of the same data for all.
+        backend: how it runs.
+        note: why it runs so, if not as asked.
+    """
+
+    step: Step
+    evaluate: Evaluation
+    backend: Backend
+    note: str = ""
+
+
+def stack(task: Task, seeds: Sequence[int], device: str) -> tuple[Model, Tensors, Tensors]:
+    """Initial tensors of one replica per seed.
+
+    Returns:
+        The model's layout, its parameters and its constants, each ``(replicas, *shape)`` and
+        contiguous. Replicas of one seed start from equal weights.
+    """
+    copies: dict[int, dict[str, Tensor]] = {}
+    with torch.random.fork_rng(devices=[]):
+        for seed in sorted(set(seeds)):
+            torch.manual_seed(seed)
+            module = task.model()
+            copies[seed] = dict(module.named_parameters()) | dict(module.named_buffers())
+        train, evaluate = task.model().train().to(device), task.model().eval().to(device)
+    trained = tuple(name for name, p in module.named_parameters() if p.requires_grad)
+    model = Model(train, evaluate, trained, tuple(n for n in copies[seed] if n not in trained))
+
+    def stacked(name: str) -> Tensor:
+        tensors = [copies[seed][name].detach() for seed in seeds]
+        return torch.stack(tensors).contiguous().to(device)
+
+    return model, [stacked(n) for n in model.parameters], [stacked(n) for n in model.constants]
+
+
+def build(
+    task: Task,
+    model: Model,
+    parameters: Tensors,
+    constants: Tensors,
+    batch: tuple[Tensor, Tensor],
+    shared: bool,
+    backend: Backend,
+) -> Program:
+    """Passes for replicas stacked as given.
+
+    Args:
+        task: for loss and metric.
+        model: as `stack` gives it.
+        parameters: ``(replicas, *shape)`` each.
+        constants: ``(replicas, *shape)`` each.
+        batch: an example of the inputs and targets of a step.
+        shared: whether all replicas see the same batch, ``(batch, *)``, or each its own,
+            ``(replicas, batch, *)``.
+        backend: what is asked for; a model that `vmap` cannot take runs one by one instead.
+    """
+
+    def loss(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensors]:
+        # BatchNorm writes its running statistics in place: into copies, returned.
+        constants = [c.clone() for c in constants]
+        return task.loss(model.call(model.train, parameters, constants, x), y), constants
+
+    def score(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        outputs = model.call(model.evaluate, parameters, constants, x)
+        return task.loss(outputs, y), task.metric.of(outputs, y)
+
+    own = None if shared else 0
+    # Dropout draws anew for every replica.
+    vectorised = vmap(
+        grad_and_value(loss, has_aux=True), in_dims=(0, 0, own, own), randomness="different"
+    )
+    scored = vmap(score, in_dims=(0, 0, None, None), randomness="different")
+
+    def step(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        gradients, (losses, constants) = vectorised(parameters, constants, x, y)
+        return losses, gradients, constants
+
+    def one_step(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        leaves = [p[0].detach().requires_grad_() for p in parameters]
+        value, changed = loss(leaves, [c[0] for c in constants], x, y)
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+        filled = [
+            torch.zeros_like(p) if g is None else g.unsqueeze(0)
+            for g, p in zip(gradients, parameters, strict=True)
+        ]
+        return value.detach()[None], filled, [c.detach()[None] for c in changed]
+
+    def one_score(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value, metric = score([p[0] for p in parameters], [c[0] for c in constants], x, y)
+        return value[None], metric[None]
+
+    if backend == "one by one":
+        return Program(one_step, torch.no_grad()(one_score), backend)
+    example = (parameters, constants, *batch)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            step(*example)
+    except Exception as error:
+        with torch.random.fork_rng(devices=[]):
+            one_step(*example[:2], *(batch if shared else (b[0] for b in batch)))
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return Program(
+            one_step,
+            torch.no_grad()(one_score),
+            "one by one",
+            f"runs go one after another, because vmap cannot take this model ({reason})",
+        )
+    return _faster(step, scored, example, backend)
+
+
+def _faster(
+    step: Step, scored: Evaluation, example: tuple[Tensors, Tensors, Tensor, Tensor], want: Backend
+) -> Program:
+    """Trace, and compile if asked, as far as the model allows."""
+    scored = torch.no_grad()(scored)
+    try:
+        straight: Any = straighten(step, example)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        note = f"the step is not traced ({type(error).__name__}: {first})"
+        return Program(step, scored, "eager", note)
+    quick: Step = torch.no_grad()(_flat(straight))
+    if want == "eager":
+        return Program(quick, scored, "eager")
+    try:
+        with warnings.catch_warnings():
+            # torch warns about its own deprecations while it compiles.
+            warnings.simplefilter("ignore")
+            compiled: Step = torch.no_grad()(_flat(torch.compile(straight, dynamic=False)))
+            with torch.random.fork_rng(devices=[]):
+                compiled(*example)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        return Program(quick, scored, "eager", f"the step does not compile ({first})")
+    return Program(compiled, scored, "compiled")
+
+
+def _flat(program: Callable[..., Any]) -> Step:
+    def run(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        losses, gradients, changed = program(parameters, constants, x, y)
+        return losses, gradients, changed
+
+    return run

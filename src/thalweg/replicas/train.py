@@ -1,0 +1,255 @@
+"""The training loop of a chunk: all its replicas from first step to last."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thalweg.replicas.program import Backend, Program, build, stack
+from thalweg.replicas.update import Replica, Updates
+from thalweg.tasks import Split, Task
+
+__all__ = ["Budget", "Evaluation", "Programs", "probe", "train"]
+
+Array: TypeAlias = NDArray[np.float64]
+Programs: TypeAlias = dict[tuple[Any, ...], Program]
+
+# A loss this many times that of the first step (or 1 if that is larger) counts as diverged.
+BLOW_UP = 1e3
+
+# Evaluation takes the data in pieces whose inputs, over all replicas, stay below this many values.
+PIECE = 1 << 23
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long every run trains.
+
+    Attributes:
+        steps: optimizer steps in all.
+        batch_size: samples a step; an incomplete last batch of an epoch is left out.
+        steps_per_epoch: steps after which the order is drawn anew and validation happens.
+    """
+
+    steps: int
+    batch_size: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a chunk after an epoch; arrays are ``(replicas,)``.
+
+    Attributes:
+        step: steps done.
+        epoch: epochs done, the last one maybe cut short by the budget.
+        replicas: which replicas of the chunk these are, those that were still training.
+        diverged_at: the step at which a replica diverged in this epoch, 0 for the others.
+        train_loss: mean of the mini-batch losses of the epoch.
+        validation_loss, validation_metric: of the whole validation set.
+        test_loss, test_metric: of the whole test set, at the last step only, else NaN.
+        seconds: training time so far, evaluation left out: an equal share of the passes, and the
+            own update.
+    """
+
+    step: int
+    epoch: int
+    replicas: NDArray[np.int64]
+    diverged_at: NDArray[np.int64]
+    train_loss: Array
+    validation_loss: Array
+    validation_metric: Array
+    test_loss: Array
+    test_metric: Array
+    seconds: Array
+
+
+class _Batches:
+    """The order in which each seed sees the training data, the same whoever shares the chunk."""
+
+    def __init__(self, split: Split, seeds: Sequence[int], budget: Budget) -> None:
+        self._split = split
+        self._budget = budget
+        distinct = sorted(set(seeds))
+        self.shared = len(distinct) == 1
+        self._generators = [torch.Generator().manual_seed(seed) for seed in distinct]
+        self.use([distinct.index(seed) for seed in seeds])
+        self.shuffle()
+
+    def use(self, owners: Sequence[int]) -> None:
+        """Which of the seeds each replica follows."""
+        self.owners = list(owners)
+        self._owner = torch.as_tensor(self.owners, device=self._split.x.device)
+
+    def shuffle(self) -> None:
+        """Draw the order of the next epoch."""
+        kept = self._budget.steps_per_epoch * self._budget.batch_size
+        orders = [torch.randperm(len(self._split), generator=g)[:kept] for g in self._generators]
+        self._order = torch.stack(orders).to(self._split.x.device)
+
+    def __call__(self, i: int) -> tuple[Tensor, Tensor]:
+        """Batch ``i`` of the epoch: ``(batch, *)`` if shared, else ``(replicas, batch, *)``."""
+        size = self._budget.batch_size
+        index = self._order[:, i * size : (i + 1) * size]
+        if self.shared:
+            return self._split.x[index[0]], self._split.y[index[0]]
+        x, y = self._split.x[index], self._split.y[index]
+        return x.index_select(0, self._owner), y.index_select(0, self._owner)
+
+
+def probe(task: Task, batch_size: int, device: str) -> tuple[Backend, str]:
+    """Whether replicas of the task's model can train together, and why not.
+
+    Raises:
+        Exception: whatever the model, loss or metric raises on a batch when run alone.
+    """
+    data = task.train.to(device)
+    model, parameters, constants = stack(task, [0, 0], device)
+    batch = data.x[:batch_size], data.y[:batch_size]
+    program = build(task, model, parameters, constants, batch, shared=True, backend="eager")
+    program.evaluate(parameters[:], constants, *(t[:1] for t in batch))
+    return program.backend, program.note
+
+
+def train(
+    task: Task,
+    replicas: Sequence[Replica],
+    budget: Budget,
+    *,
+    backend: Backend = "eager",
+    device: str = "cpu",
+    draw_seed: int = 0,
+    programs: Programs | None = None,
+    stop: Callable[[Evaluation], Sequence[int]] = lambda evaluation: (),
+) -> Iterator[Evaluation]:
+    """Train replicas of one model together, each by its own rule and from its own seed.
+
+    A replica that diverges or is stopped leaves the batch; the others never notice.
+
+    Args:
+        task: what is trained.
+        replicas: one or more; with the backend "one by one" exactly one.
+        budget: the same for all.
+        backend: how passes run.
+        device: as torch names it.
+        draw_seed: of random numbers drawn while training (dropout).
+        programs: passes already built for this task, to be used and added to.
+        stop: given an evaluation, which of its replicas to stop.
+
+    Yields:
+        An `Evaluation` after every epoch and after the last step.
+    """
+    programs = {} if programs is None else programs
+    data = task.train.to(device)
+    validation, test = task.validation.to(device), task.test.to(device)
+    model, parameters, constants = stack(task, [r.seed for r in replicas], device)
+    updates = Updates(replicas, parameters)
+    batches = _Batches(data, [r.seed for r in replicas], budget)
+    present = np.arange(len(replicas))  # who sits in which place of the stacks
+    alive = np.ones(len(replicas), dtype=bool)  # of the places
+    limit: Array | None = None
+    seconds = np.zeros(len(replicas))
+    state = _Random(draw_seed)
+
+    def program() -> Program:
+        batch = batches(0)
+        key = (len(present), batches.shared, backend, device, *(tuple(t.shape) for t in batch))
+        if key not in programs:
+            programs[key] = build(
+                task, model, parameters, constants, batch, batches.shared, backend
+            )
+        return programs[key]
+
+    passes = program()
+    step = epoch = 0
+    while step < budget.steps and alive.any():
+        if epoch:
+            batches.shuffle()
+        epoch += 1
+        count = min(budget.steps_per_epoch, budget.steps - step)
+        losses = torch.empty((count, len(present)), device=device)
+        start, updating = perf_counter(), updates.seconds.sum()
+        with state:
+            for i in range(count):
+                moved = updates.look_ahead()
+                loss, gradients, constants = passes.step(parameters, constants, *batches(i))
+                updates.return_from(moved)
+                losses[i] = loss
+                updates.step(gradients)
+        seen = losses.double().cpu().numpy()
+        shared = perf_counter() - start - (updates.seconds.sum() - updating)
+        seconds[present[alive]] += shared / alive.sum()
+        if limit is None:
+            limit = BLOW_UP * np.maximum(np.abs(np.nan_to_num(seen[0])), 1.0)
+        scores = _evaluate(passes, parameters, constants, validation)
+        bad = ~np.isfinite(seen) | (np.abs(seen) > limit)
+        first = np.where(bad.any(0), bad.argmax(0) + 1, 0)
+        # Weights that broke at the last step of the epoch show in validation alone.
+        first = np.where((first == 0) & ~np.isfinite(scores[0]), count, first)
+        first = np.where(first > 0, step + first, 0)
+        step += count
+        last = step == budget.steps
+        nothing = np.full(len(present), np.nan)
+        tested = _evaluate(passes, parameters, constants, test) if last else (nothing, nothing)
+        evaluation = Evaluation(
+            step,
+            epoch,
+            present[alive],
+            first[alive],
+            seen.mean(0)[alive],
+            *(s[alive] for s in (*scores, *tested)),
+            (seconds[present] + updates.seconds)[alive],
+        )
+        stopped = np.isin(present, list(stop(evaluation)))
+        yield evaluation
+        gone = alive & ((first > 0) | stopped)
+        if gone.any() and not last:
+            alive &= ~gone
+            updates.drop(np.flatnonzero(gone))
+            for p in parameters:
+                p[torch.as_tensor(gone, device=device)] = 0
+            # Compiled passes have a fixed shape: there an empty place costs less than compiling.
+            if passes.backend == "eager" and 0 < alive.sum() <= len(alive) // 2:
+                keep = np.flatnonzero(alive)
+                seconds[present] += updates.seconds
+                parameters = [p[keep].contiguous() for p in parameters]
+                constants = [c[keep].contiguous() for c in constants]
+                updates.compact(keep, parameters)
+                batches.use([batches.owners[i] for i in keep])
+                present, limit, alive = present[keep], limit[keep], alive[keep]
+                passes = program()
+
+
+class _Random:
+    """A stream of random numbers for the steps of a chunk, apart from everybody else's."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    def __enter__(self) -> None:
+        self._outside = torch.get_rng_state()
+        torch.set_rng_state(self._state)
+
+    def __exit__(self, *_: object) -> None:
+        self._state = torch.get_rng_state()
+        torch.set_rng_state(self._outside)
+
+
+def _evaluate(
+    passes: Program, parameters: list[Tensor], constants: list[Tensor], split: Split
+) -> tuple[Array, Array]:
+    """Mean loss and metric of every replica over a data set, ``(replicas,)`` each, float64."""
+    replicas = len(parameters[0])
+    size = max(1, PIECE // (replicas * max(1, split.x[0].numel())))
+    losses, metrics = np.zeros(replicas), np.zeros(replicas)
+    for i in range(0, len(split), size):
+        x, y = split.x[i : i + size], split.y[i : i + size]
+        loss, metric = passes.evaluate(parameters, constants, x, y)
+        losses += loss.double().cpu().numpy() * len(x)
+        metrics += metric.double().cpu().numpy() * len(x)
+    return losses / len(split), metrics / len(split)

@@ -1,0 +1,136 @@
+"""The tasks that come with the package: real data that ships inside scikit-learn."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.tasks.task import Metric, Split, Task
+
+__all__ = ["TASKS", "load"]
+
+ACCURACY = Metric(
+    "accuracy",
+    lambda outputs, y: (outputs.argmax(-1) == y).to(outputs.dtype).mean(),
+    percent=True,
+)
+ERROR = Metric(
+    "mean absolute error",
+    lambda outputs, y: (outputs - y).abs().mean(),
+    higher_is_better=False,
+)
+
+# The split is part of the task, so that seeds vary initial weights and batches alone.
+SPLIT_SEED = 0
+
+
+def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of logits ``(batch, classes)`` and class indices ``(batch,)``.
+
+    The same value as `torch.nn.functional.cross_entropy` without its options, whose masks cost
+    replicas a third of a step.
+    """
+    return (outputs.logsumexp(-1) - outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)).mean()
+
+
+def _mlp(*widths: int) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            layers += [nn.ReLU()] if i else []
+            layers += [nn.Linear(before, after)]
+        return nn.Sequential(*layers)
+
+    return make
+
+
+def _split(x: Any, y: Any, classes: bool) -> tuple[Split, Split, Split]:
+    """60 % for training, 20 % each for validation and test; standardised on training data alone."""
+    from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import StandardScaler
+
+    def divide(x: Any, y: Any, share: float) -> list[Any]:
+        return list(
+            train_test_split(
+                x, y, test_size=share, random_state=SPLIT_SEED, stratify=y if classes else None
+            )
+        )
+
+    x_rest, x_test, y_rest, y_test = divide(x, y, 0.2)
+    x_train, x_validation, y_train, y_validation = divide(x_rest, y_rest, 0.25)
+    scale_x = StandardScaler().fit(x_train)
+    scale_y = None if classes else StandardScaler().fit(y_train.reshape(-1, 1))
+
+    def tensors(x: Any, y: Any) -> Split:
+        target = (
+            torch.as_tensor(y, dtype=torch.int64)
+            if scale_y is None
+            else torch.as_tensor(scale_y.transform(y.reshape(-1, 1)), dtype=torch.float32)
+        )
+        return Split(torch.as_tensor(scale_x.transform(x), dtype=torch.float32), target)
+
+    return tensors(x_train, y_train), tensors(x_validation, y_validation), tensors(x_test, y_test)
+
+
+def _classification(name: str, title: str, loader: str, hidden: int, target: float) -> Task:
+    from sklearn import datasets
+
+    x, y = getattr(datasets, loader)(return_X_y=True)
+    train, validation, test = _split(x, y, classes=True)
+    model = _mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
+    return Task(
+        name,
+        title,
+        model,
+        train,
+        validation,
+        test,
+        cross_entropy,
+        ACCURACY,
+        target,
+        loss_name="cross-entropy",
+    )
+
+
+def _regression(name: str, title: str, loader: str, hidden: int) -> Task:
+    from sklearn import datasets
+
+    x, y = getattr(datasets, loader)(return_X_y=True)
+    train, validation, test = _split(x, y, classes=False)
+    return Task(
+        name,
+        title,
+        _mlp(x.shape[1], hidden, hidden, 1),
+        train,
+        validation,
+        test,
+        nn.functional.mse_loss,
+        ERROR,
+        loss_name="mean squared error",
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "digits": lambda: _classification("digits", "handwritten digits", "load_digits", 64, 0.95),
+    "breast_cancer": lambda: _classification(
+        "breast_cancer", "breast cancer diagnosis", "load_breast_cancer", 32, 0.95
+    ),
+    "wine": lambda: _classification("wine", "wine cultivars", "load_wine", 32, 0.95),
+    "diabetes": lambda: _regression(
+        "diabetes", "diabetes progression (standardised)", "load_diabetes", 32
+    ),
+}
+
+
+@cache
+def load(name: str) -> Task:
+    """A built-in task.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+    return TASKS[name]()
