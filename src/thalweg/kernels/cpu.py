@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from types import FunctionType
 from typing import Any
 
 import numba
@@ -113,7 +112,7 @@ def _step_kernel(
     update = register_jitable(**_JIT)(update)
     slots = (0,) * states
 
-    def kernel(blocks, table, rows):  # type: ignore[no-untyped-def]
+    def kernel(blocks, table, rows):
         for b in prange(blocks.shape[0]):
             segment = table[blocks[b, 0]]
             first = blocks[b, 1]
@@ -138,13 +137,11 @@ def _step_kernel(
 
 
 @cache
-def _shift_kernel(
-    point: Callable[..., Any], states: int, coefficients: int
-) -> Callable[..., None]:
+def _shift_kernel(point: Callable[..., Any], states: int, coefficients: int) -> Callable[..., None]:
     point = register_jitable(**_JIT)(point)
     slots = (0,) * states
 
-    def kernel(blocks, table, rows):  # type: ignore[no-untyped-def]
+    def kernel(blocks, table, rows):
         for b in prange(blocks.shape[0]):
             segment = table[blocks[b, 0]]
             first = blocks[b, 1]
@@ -158,7 +155,7 @@ def _shift_kernel(
     return _compile(kernel, point, states, coefficients)
 
 
-def _compile(kernel: FunctionType, maths_of_rule: Callable[..., Any], *shape: Any) -> Any:
+def _compile(kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], *shape: Any) -> Any:
     """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
     compiled = numba.njit(parallel=True, nogil=True, **_JIT)(kernel)
     fingerprint = _fingerprint(maths_of_rule)
@@ -167,14 +164,14 @@ def _compile(kernel: FunctionType, maths_of_rule: Callable[..., Any], *shape: An
     return compiled
 
 
-class _RuleCache(FunctionCache):  # type: ignore[misc]
+class _RuleCache(FunctionCache):
     """Numba's disk cache, keyed by the rule's bytecode.
 
     Numba's own key holds the closure's functions by identity, which no two processes share, and
     would not see that a rule was edited.
     """
 
-    def __init__(self, kernel: FunctionType, key: bytes) -> None:
+    def __init__(self, kernel: Callable[..., Any], key: bytes) -> None:
         super().__init__(kernel)
         self._key = key
 
@@ -207,28 +204,28 @@ def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
     return pointer(address, like), codegen
 
 
-@numba.njit(**_JIT)  # type: ignore[untyped-decorator]
-def _view(address, like, first, n):  # type: ignore[no-untyped-def]
+@numba.njit(**_JIT)
+def _view(address, like, first, n):
     return carray(_pointer(address + first * like.itemsize, like), n)
 
 
 # Tuples of any length, taken apart by recursion so that the loop over elements vectorises.
 
 
-def _views(slots, segment, column, like, first, n):  # type: ignore[no-untyped-def]
+def _views(slots, segment, column, like, first, n):
     raise NotImplementedError
 
 
-def _load(views, i):  # type: ignore[no-untyped-def]
+def _load(views, i):
     raise NotImplementedError
 
 
-def _store(views, i, values):  # type: ignore[no-untyped-def]
+def _store(views, i, values):
     raise NotImplementedError
 
 
 @overload(_views, jit_options=_JIT)
-def _compiled_views(slots, segment, column, like, first, n):  # type: ignore[no-untyped-def]
+def _compiled_views(slots, segment, column, like, first, n):
     if len(slots) == 0:
         return lambda slots, segment, column, like, first, n: ()
     return lambda slots, segment, column, like, first, n: (
@@ -238,18 +235,18 @@ def _compiled_views(slots, segment, column, like, first, n):  # type: ignore[no-
 
 
 @overload(_load, jit_options=_JIT)
-def _compiled_load(views, i):  # type: ignore[no-untyped-def]
+def _compiled_load(views, i):
     if len(views) == 0:
         return lambda views, i: ()
     return lambda views, i: (views[0][i], *_load(views[1:], i))
 
 
 @overload(_store, jit_options=_JIT)
-def _compiled_store(views, i, values):  # type: ignore[no-untyped-def]
+def _compiled_store(views, i, values):
     if len(views) == 0:
         return lambda views, i, values: None
 
-    def store(views, i, values):  # type: ignore[no-untyped-def]
+    def store(views, i, values):
         views[0][i] = values[0]
         _store(views[1:], i, values[1:])
 
@@ -257,30 +254,30 @@ def _compiled_store(views, i, values):  # type: ignore[no-untyped-def]
 
 
 @overload(maths.sqrt, jit_options=_JIT)
-def _sqrt(x):  # type: ignore[no-untyped-def]
+def _sqrt(x):
     return lambda x: np.sqrt(x)
 
 
 @overload(maths.absolute, jit_options=_JIT)
-def _absolute(x):  # type: ignore[no-untyped-def]
+def _absolute(x):
     return lambda x: abs(x)
 
 
 @overload(maths.sign, jit_options=_JIT)
-def _sign(x):  # type: ignore[no-untyped-def]
+def _sign(x):
     return lambda x: np.sign(x)
 
 
 @overload(maths.maximum, jit_options=_JIT)
-def _maximum(x, y):  # type: ignore[no-untyped-def]
+def _maximum(x, y):
     return lambda x, y: x if x > y or x != x else y
 
 
 @overload(maths.minimum, jit_options=_JIT)
-def _minimum(x, y):  # type: ignore[no-untyped-def]
+def _minimum(x, y):
     return lambda x, y: x if x < y or x != x else y
 
 
 @overload(maths.where, jit_options=_JIT)
-def _where(condition, x, y):  # type: ignore[no-untyped-def]
+def _where(condition, x, y):
     return lambda condition, x, y: x if condition else y
