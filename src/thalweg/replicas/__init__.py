@@ -1,7 +1,16 @@
 """Many copies of one model trained in one pass: stack, forward and backward, step, drop."""
 
 from thalweg.replicas.program import Backend
-from thalweg.replicas.train import Budget, Evaluation, Programs, probe, train
+from thalweg.replicas.train import Budget, Evaluation, Programs, probe, step_seconds, train
 from thalweg.replicas.update import Replica
 
-__all__ = ["Backend", "Budget", "Evaluation", "Programs", "Replica", "probe", "train"]
+__all__ = [
+    "Backend",
+    "Budget",
+    "Evaluation",
+    "Programs",
+    "Replica",
+    "probe",
+    "step_seconds",
+    "train",
+]

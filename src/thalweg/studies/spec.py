@@ -1,0 +1,281 @@
+"""What is to be run: a frozen specification, checked where it comes in, with a content hash."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from thalweg.optim.registry import OPTIMIZERS
+from thalweg.replicas import Budget
+from thalweg.tasks import Task
+
+__all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "plan", "specify"]
+
+LearningRates: TypeAlias = str | float | Sequence[float] | Mapping[str, Sequence[float]]
+
+# Raised whenever the same specification would give other numbers than before.
+METHOD = 1
+
+DEFAULT_RATES = 9
+
+
+class StudyError(ValueError):
+    """Something asked of a study that cannot be done.
+
+    Attributes:
+        argument: the argument of `thalweg.study` at fault, ``batch_size`` say.
+        problem: one sentence with the value and what to do.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument}: {problem}")
+        self.argument = argument
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with one setting and seed.
+
+    Attributes:
+        id: 12 hexadecimal digits, the hash of everything that its numbers depend on.
+        optimizer: name in the registry.
+        lr: learning rate.
+        seed: of initial weights and order of batches.
+    """
+
+    id: str
+    optimizer: str
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """Everything that the numbers of a study depend on, and its name.
+
+    Attributes:
+        name: a person's name for it; not part of the hash.
+        task: name of the task.
+        fingerprint: of the task's data and model (`Task.fingerprint`).
+        lrs: for each optimizer the learning rates it is tried at, ascending.
+        seeds: every setting is trained once from each.
+        batch_size: samples a step.
+        steps: optimizer steps of each run.
+        steps_per_epoch: steps between validations.
+        target: validation metric that counts as trained, or None.
+        patience: epochs without a better validation loss after which a run is stopped, or None.
+        method: version of how runs are trained.
+    """
+
+    name: str
+    task: str
+    fingerprint: str
+    lrs: tuple[tuple[str, tuple[float, ...]], ...]
+    seeds: tuple[int, ...]
+    batch_size: int
+    steps: int
+    steps_per_epoch: int
+    target: float | None
+    patience: int | None
+    method: int = METHOD
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Names of the optimizers compared."""
+        return tuple(name for name, _ in self.lrs)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of each run, the last one maybe cut short."""
+        return -(-self.steps // self.steps_per_epoch)
+
+    @property
+    def budget(self) -> Budget:
+        """What each run may spend."""
+        return Budget(self.steps, self.batch_size, self.steps_per_epoch)
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that change with anything the numbers depend on."""
+        content = {k: v for k, v in asdict(self).items() if k != "name"}
+        return _digest(content, 16)
+
+    @property
+    def json(self) -> str:
+        """The specification as JSON text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "StudySpec":
+        """The inverse of `json`."""
+        content = json.loads(text)
+        content["lrs"] = tuple((name, tuple(rates)) for name, rates in content["lrs"])
+        content["seeds"] = tuple(content["seeds"])
+        return cls(**content)
+
+
+def _digest(content: Any, length: int) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def plan(spec: StudySpec) -> list[Run]:
+    """All runs of a study, seed by seed, so that neighbours see the same batches."""
+    shared = (spec.fingerprint, spec.batch_size, spec.steps, spec.patience, spec.method)
+    return [
+        Run(_digest([*shared, optimizer, lr, seed], 12), optimizer, lr, seed)
+        for seed in spec.seeds
+        for optimizer, rates in spec.lrs
+        for lr in rates
+    ]
+
+
+def specify(
+    task: Task,
+    *,
+    optimizers: Iterable[str] | None = None,
+    lr: LearningRates | None = None,
+    seeds: int | Sequence[int] = 5,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 32,
+    target: float | None = None,
+    patience: int | None = None,
+    name: str | None = None,
+) -> StudySpec:
+    """Check what a person asks for and make a specification of it.
+
+    The arguments are those of `thalweg.study`.
+
+    Raises:
+        StudyError: naming the argument, its value and what it may be.
+    """
+    size = _whole("batch_size", batch_size)
+    if size > len(task.train):
+        raise StudyError(
+            "batch_size",
+            f"{size} is more than the {len(task.train)} training samples of {task.name!r}; "
+            f"give at most that",
+        )
+    if epochs is not None and steps is not None:
+        raise StudyError("steps", f"give either epochs ({epochs}) or steps ({steps}), not both")
+    per_epoch = len(task.train) // size
+    if steps is None:
+        steps = _whole("epochs", 30 if epochs is None else epochs) * per_epoch
+    names = _optimizers(optimizers)
+    if target is not None:
+        target = _number("target", target)
+        if task.metric.percent and not 0 < target <= 1:
+            raise StudyError(
+                "target",
+                f"{target:g} is no {task.metric.name}; give a fraction in (0, 1], 0.95 say",
+            )
+    return StudySpec(
+        name=task.name if name is None else _name(name),
+        task=task.name,
+        fingerprint=task.fingerprint,
+        lrs=tuple((n, _rates(n, lr)) for n in names),
+        seeds=_seeds(seeds),
+        batch_size=size,
+        steps=_whole("steps", steps),
+        steps_per_epoch=per_epoch,
+        target=task.target if target is None else target,
+        patience=None if patience is None else _whole("patience", patience),
+    )
+
+
+def _name(name: str) -> str:
+    if not name.strip() or any(c in name for c in "/\\\0\n"):
+        raise StudyError("name", f"{name!r} cannot name a study; give letters, digits, spaces")
+    return name
+
+
+def _whole(argument: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise StudyError(argument, f"must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _number(argument: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise StudyError(argument, f"must be a finite number, got {value!r}")
+    return number
+
+
+def _optimizers(names: Iterable[str] | None) -> tuple[str, ...]:
+    if isinstance(names, str):
+        names = [part.strip() for part in names.split(",")]
+    chosen = tuple(OPTIMIZERS) if names is None else tuple(dict.fromkeys(names))
+    known = ", ".join(OPTIMIZERS)
+    if not chosen:
+        raise StudyError("optimizers", f"none given; choose from {known}")
+    for name in chosen:
+        if name not in OPTIMIZERS:
+            raise StudyError("optimizers", f"there is no {name!r}; choose from {known}")
+    return chosen
+
+
+def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(seeds, int | np.integer):
+        return tuple(range(_whole("seeds", seeds)))
+    chosen = tuple(dict.fromkeys(seeds))
+    if not chosen:
+        raise StudyError("seeds", "none given; give how many, or a list of whole numbers")
+    for seed in chosen:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+            raise StudyError("seeds", f"must be whole numbers from 0, got {seed!r}")
+    return tuple(int(seed) for seed in chosen)
+
+
+def _rates(optimizer: str, lr: LearningRates | None) -> tuple[float, ...]:
+    if isinstance(lr, Mapping):
+        unknown = set(lr) - set(OPTIMIZERS)
+        if unknown:
+            raise StudyError("lr", f"there is no optimizer {min(unknown)!r}")
+        lr = lr.get(optimizer)
+    if lr is None:
+        return _spaced(*OPTIMIZERS[optimizer].lr_range, DEFAULT_RATES)
+    if isinstance(lr, str):
+        return _parsed(lr)
+    return _checked([lr] if isinstance(lr, int | float) else lr)
+
+
+def _parsed(text: str) -> tuple[float, ...]:
+    parts = text.split(":")
+    if len(parts) == 1:
+        return _checked(text.split(","))
+    if len(parts) != 3 or not parts[2].strip().isdigit() or int(parts[2]) < 2:
+        raise StudyError(
+            "lr",
+            f"{text!r} is no range; write low:high:count, 1e-4:1:13 say, with a count of at "
+            f"least 2, or a list, 0.001,0.01",
+        )
+    low, high = _checked(parts[:2], keep_order=True)
+    if low >= high:
+        raise StudyError("lr", f"{text!r}: the low end must be below the high end")
+    return _spaced(low, high, int(parts[2]))
+
+
+def _spaced(low: float, high: float, count: int) -> tuple[float, ...]:
+    # Four digits are enough for a learning rate, and are what tables and hashes then agree on.
+    return tuple(float(f"{rate:.4g}") for rate in np.geomspace(low, high, count))
+
+
+def _checked(values: Iterable[Any], keep_order: bool = False) -> tuple[float, ...]:
+    rates = []
+    for value in values:
+        rate = _number("lr", value)
+        if rate <= 0:
+            raise StudyError("lr", f"must be above 0, got {value!r}")
+        rates.append(rate)
+    if not rates:
+        raise StudyError("lr", "none given; write low:high:count or a list")
+    return tuple(rates) if keep_order else tuple(sorted(set(rates)))
