@@ -164,7 +164,7 @@ def _compile(kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], *sha
     return compiled
 
 
-class _RuleCache(FunctionCache):
+class _RuleCache(FunctionCache):  # type: ignore[misc]
     """Numba's disk cache, keyed by the rule's bytecode.
 
     Numba's own key holds the closure's functions by identity, which no two processes share, and
