@@ -15,12 +15,13 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, prange, types
+from numba import prange
 from numba.core.caching import FunctionCache
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import overload, register_jitable
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
+from thalweg.kernels.memory import JIT, view
 from thalweg.rules import maths
 from thalweg.rules.rule import Rule, prepare
 
@@ -30,10 +31,6 @@ Int64Array = NDArray[np.int64]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 BLOCK = 8192  # elements; four float32 arrays of it fill a quarter of a 512 KiB cache
-
-# Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
-# fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
-_JIT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}
 
 # Columns of the segment table before the addresses of the state.
 _ROW, _PARAMETER, _GRADIENT, _STATE = range(4)
@@ -109,7 +106,7 @@ def shift(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> No
 def _step_kernel(
     update: Callable[..., Any], states: int, coefficients: int, decays: bool
 ) -> Callable[..., None]:
-    update = register_jitable(**_JIT)(update)
+    update = register_jitable(**JIT)(update)
     slots = (0,) * states
 
     def kernel(blocks, table, rows):
@@ -120,8 +117,8 @@ def _step_kernel(
             row = rows[segment[0]]
             sign, coupled, shrink = row[0], row[1], row[2]
             c = to_fixed_tuple(row[3:], coefficients)
-            p = _view(segment[1], rows, first, n)
-            g = _view(segment[2], rows, first, n)
+            p = view(segment[1], rows, first, n)
+            g = view(segment[2], rows, first, n)
             state = _views(slots, segment, 3, rows, first, n)
             for i in range(n):
                 if decays:
@@ -138,7 +135,7 @@ def _step_kernel(
 
 @cache
 def _shift_kernel(point: Callable[..., Any], states: int, coefficients: int) -> Callable[..., None]:
-    point = register_jitable(**_JIT)(point)
+    point = register_jitable(**JIT)(point)
     slots = (0,) * states
 
     def kernel(blocks, table, rows):
@@ -147,7 +144,7 @@ def _shift_kernel(point: Callable[..., Any], states: int, coefficients: int) -> 
             first = blocks[b, 1]
             n = blocks[b, 2] - first
             c = to_fixed_tuple(rows[segment[0]][3:], coefficients)
-            p = _view(segment[1], rows, first, n)
+            p = view(segment[1], rows, first, n)
             state = _views(slots, segment, 3, rows, first, n)
             for i in range(n):
                 p[i] = point(p[i], *_load(state, i), *c)
@@ -157,7 +154,7 @@ def _shift_kernel(point: Callable[..., Any], states: int, coefficients: int) -> 
 
 def _compile(kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], *shape: Any) -> Any:
     """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
-    compiled = numba.njit(parallel=True, nogil=True, **_JIT)(kernel)
+    compiled = numba.njit(parallel=True, nogil=True, **JIT)(kernel)
     fingerprint = _fingerprint(maths_of_rule)
     if fingerprint is not None:
         compiled._cache = _RuleCache(kernel, sha256(repr((fingerprint, shape)).encode()).digest())
@@ -191,22 +188,7 @@ def _fingerprint(function: Callable[..., Any]) -> bytes | None:
     return marshal.dumps(code.replace(co_filename="", co_firstlineno=1))
 
 
-_prepare = register_jitable(**_JIT)(prepare)
-
-
-@intrinsic
-def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
-    pointer = types.CPointer(like.dtype)
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-    return pointer(address, like), codegen
-
-
-@numba.njit(**_JIT)
-def _view(address, like, first, n):
-    return carray(_pointer(address + first * like.itemsize, like), n)
+_prepare = register_jitable(**JIT)(prepare)
 
 
 # Tuples of any length, taken apart by recursion so that the loop over elements vectorises.
@@ -224,24 +206,24 @@ def _store(views, i, values):
     raise NotImplementedError
 
 
-@overload(_views, jit_options=_JIT)
+@overload(_views, jit_options=JIT)
 def _compiled_views(slots, segment, column, like, first, n):
     if len(slots) == 0:
         return lambda slots, segment, column, like, first, n: ()
     return lambda slots, segment, column, like, first, n: (
-        _view(segment[column], like, first, n),
+        view(segment[column], like, first, n),
         *_views(slots[1:], segment, column + 1, like, first, n),
     )
 
 
-@overload(_load, jit_options=_JIT)
+@overload(_load, jit_options=JIT)
 def _compiled_load(views, i):
     if len(views) == 0:
         return lambda views, i: ()
     return lambda views, i: (views[0][i], *_load(views[1:], i))
 
 
-@overload(_store, jit_options=_JIT)
+@overload(_store, jit_options=JIT)
 def _compiled_store(views, i, values):
     if len(views) == 0:
         return lambda views, i, values: None
@@ -253,31 +235,31 @@ def _compiled_store(views, i, values):
     return store
 
 
-@overload(maths.sqrt, jit_options=_JIT)
+@overload(maths.sqrt, jit_options=JIT)
 def _sqrt(x):
     return lambda x: np.sqrt(x)
 
 
-@overload(maths.absolute, jit_options=_JIT)
+@overload(maths.absolute, jit_options=JIT)
 def _absolute(x):
     return lambda x: abs(x)
 
 
-@overload(maths.sign, jit_options=_JIT)
+@overload(maths.sign, jit_options=JIT)
 def _sign(x):
     return lambda x: np.sign(x)
 
 
-@overload(maths.maximum, jit_options=_JIT)
+@overload(maths.maximum, jit_options=JIT)
 def _maximum(x, y):
     return lambda x, y: x if x > y or x != x else y
 
 
-@overload(maths.minimum, jit_options=_JIT)
+@overload(maths.minimum, jit_options=JIT)
 def _minimum(x, y):
     return lambda x, y: x if x < y or x != x else y
 
 
-@overload(maths.where, jit_options=_JIT)
+@overload(maths.where, jit_options=JIT)
 def _where(condition, x, y):
     return lambda condition, x, y: x if condition else y

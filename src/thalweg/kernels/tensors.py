@@ -29,9 +29,7 @@ def step(rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row) ->
     sign, coupled, shrink, *coefficients = row
     # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
     skip = isinstance(coupled, float) and coupled == 0
-    decayed, prepared = (
-        (shrink * p, sign * g) if skip else prepare(p, g, sign, coupled, shrink)
-    )
+    decayed, prepared = (shrink * p, sign * g) if skip else prepare(p, g, sign, coupled, shrink)
     new = rule.update(decayed, prepared, *state, *coefficients)
     for old, value in zip((p, *state), new, strict=True):
         old.copy_(value)

@@ -1,14 +1,17 @@
 """A rule as a `torch.optim.Optimizer`."""
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from thalweg.kernels import tensors
 from thalweg.rules.rule import Rule
+
+if TYPE_CHECKING:
+    from thalweg.optim.plan import Plan
 
 __all__ = ["Real", "RealOrTensor", "RuleOptimizer"]
 
@@ -35,6 +38,7 @@ class RuleOptimizer(Optimizer):
     """
 
     rule: Rule
+    _plan: "Plan | None" = None
 
     def __init__(self, params: ParamsT, rule: Rule | None, **hyper: Any) -> None:
         if rule is not None:
@@ -93,8 +97,65 @@ class RuleOptimizer(Optimizer):
                 state[name] = torch.full_like(p, value, memory_format=torch.preserve_format)
         return state
 
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model, its loss and the gradients, and returns the loss. Needed
+                where the rule takes the gradient elsewhere than at the parameters.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: if a closure is needed and there is none.
+            TypeError: for a sparse or complex gradient; the message names the parameter.
+        """
+        loss = None
+        looks_ahead = any(
+            self.rule_of(group).resolve(group).point is not None for group in self.param_groups
+        )
+        if closure is not None:
+            with self._moved_ahead() if looks_ahead else nullcontext(), torch.enable_grad():
+                loss = closure()
+        elif looks_ahead:
+            raise ValueError(
+                f"{type(self).__name__}: the gradient is taken at another point than the "
+                "parameters; step() needs a closure that evaluates the loss and its gradient"
+            )
+        self._located_plan().update(self.param_groups)
+        return loss
+
+    def _located_plan(self) -> "Plan":
+        """A plan that holds, with addresses read from where everything is now."""
+        plan = self._plan
+        if plan is None or not plan.holds(self) or not plan.locate():
+            from thalweg.optim.plan import Plan  # Numba costs half a second to import
+
+            plan = self._plan = Plan(self)
+            if not plan.locate():
+                raise RuntimeError("a parameter changed while its step was being planned")
+        return plan
+
+    @contextmanager
+    def _moved_ahead(self) -> Iterator[None]:
+        """Parameters at the points where their rules take the gradient, and back exactly."""
+        plan = self._located_plan()
+        with torch.no_grad():
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            here = [p.detach().clone() for p in parameters]
+            plan.shift(self.param_groups)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, saved in zip(parameters, here, strict=True):
+                    p.copy_(saved)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._plan = None
+        # What torch.optim's checkpoints do not say.
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -102,27 +163,3 @@ class RuleOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {"rule": self.rule} if "rule" in self.__dict__ else {}
         return {**super().__getstate__(), **own}
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step.
-
-        Args:
-            closure: evaluates the model, its loss and the gradients, and returns the loss.
-
-        Returns:
-            What the closure returned, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            rule = self.rule_of(group).resolve(group)
-            for p in group["params"]:
-                if p.grad is not None:
-                    state = self.start_state(p, group)
-                    state["step"] += 1
-                    row = rule.row(group, int(state["step"]))
-                    tensors.step(rule, p, p.grad, [state[s] for s in rule.state], row)
-        return loss

@@ -1,0 +1,260 @@
+"""Where torch keeps its tensors, read afresh at every step, thousands at a time.
+
+Between two steps anything may have moved: a gradient is made anew, ``p.data`` replaced, a module
+cast. Asking every tensor from Python costs more than the step itself, so compiled code asks torch's
+own C functions, which answer in nanoseconds. Where those are not to be found (they are looked for
+by name, and tried, at import) Python asks.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from llvmlite import binding
+from numba import njit, types
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thalweg.kernels.memory import view
+
+__all__ = ["COMPILED", "Located", "Waiting"]
+
+Int64Array = NDArray[np.int64]
+
+# A Python tensor is an object header, then the `at::Tensor` that C functions take the address of.
+_HEADER = object.__basicsize__
+
+# torch/csrc/inductor/aoti_torch/c/shim.h, the C interface that torch keeps stable; and two C++
+# functions for what it lacks: c10::TensorImpl::grad() const, and
+# torch::autograd::impl::bump_version(at::Tensor const&).
+_FUNCTIONS = {
+    "is_defined": ("torch_cpu", "aoti_torch_is_defined"),
+    "is_contiguous": ("torch_cpu", "aoti_torch_is_contiguous"),
+    "numel": ("torch_cpu", "aoti_torch_get_numel"),
+    "dtype": ("torch_cpu", "aoti_torch_get_dtype"),
+    "device": ("torch_cpu", "aoti_torch_get_device_type"),
+    "layout": ("torch_cpu", "aoti_torch_get_layout"),
+    "data": ("torch_cpu", "aoti_torch_get_data_ptr"),
+    "grad": ("c10", "_ZNK3c1010TensorImpl4gradEv"),
+    "touch": ("torch_cpu", "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"),
+}
+
+
+def _register() -> bool:
+    """Make torch's functions known to the compiler by names of our own; False if one is missing."""
+    folder = Path(torch.__file__).parent / "lib"
+    for name, (library, symbol) in _FUNCTIONS.items():
+        try:
+            found = ctypes.CDLL(str(next(folder.glob(f"lib{library}.[sd][oy]*"))))
+            address = ctypes.cast(getattr(found, symbol), ctypes.c_void_p).value
+        except (StopIteration, OSError, AttributeError):
+            return False
+        binding.add_symbol(f"thalweg_torch_{name}", address)
+    return True
+
+
+def _function(name: str, result: types.Type, *arguments: types.Type) -> types.ExternalFunction:
+    return types.ExternalFunction(f"thalweg_torch_{name}", result(*arguments))
+
+
+# Each takes the address of an at::Tensor and of its answer, and returns an error code.
+_is_defined = _function("is_defined", types.int32, types.intp, types.intp)
+_is_contiguous = _function("is_contiguous", types.int32, types.intp, types.intp)
+_numel = _function("numel", types.int32, types.intp, types.intp)
+_dtype = _function("dtype", types.int32, types.intp, types.intp)
+_device = _function("device", types.int32, types.intp, types.intp)
+_layout = _function("layout", types.int32, types.intp, types.intp)
+_data = _function("data", types.int32, types.intp, types.intp)
+# These two take the address of a TensorImpl and of an at::Tensor.
+_grad = _function("grad", types.intp, types.intp)
+_touch = _function("touch", types.void, types.intp)
+
+
+def _handles(tensors: Sequence[Tensor]) -> Int64Array:
+    """Addresses of the ``at::Tensor`` inside Python tensors, valid while those are kept alive."""
+    return np.array([id(t) + _HEADER for t in tensors], dtype=np.int64)
+
+
+@njit
+def _address(tensor, numel, dtype, answer):
+    """Address of the data, or -1 if not dense, contiguous, on the CPU, and of that size and type.
+
+    An answer of few bytes lies in the first ones of ``answer``, cleared before.
+    """
+    at = answer.ctypes.data
+    answer[0] = 0
+    if _layout(tensor, at) != 0 or answer[0] != 0:
+        return -1
+    answer[0] = 0
+    if _device(tensor, at) != 0 or answer[0] != 0:
+        return -1
+    answer[0] = 0
+    if _dtype(tensor, at) != 0 or answer[0] != dtype:
+        return -1
+    if _numel(tensor, at) != 0 or answer[0] != numel:
+        return -1
+    answer[0] = 0
+    if _is_contiguous(tensor, at) != 0 or answer[0] != 1:
+        return -1
+    if numel == 0:
+        return 0
+    # A tensor of zeros that are not stored has no address.
+    if _data(tensor, at) != 0 or answer[0] == 0:
+        return -1
+    return answer[0]
+
+
+@njit
+def _gradient(tensor, answer):
+    """Address of the ``at::Tensor`` that is a tensor's gradient, or 0 where it has none."""
+    implementation = view(tensor, answer, 0, 1)[0]
+    gradient = _grad(implementation)
+    answer[0] = 0
+    if _is_defined(gradient, answer.ctypes.data) != 0 or answer[0] != 1:
+        return 0
+    return gradient
+
+
+@njit(cache=True)
+def _locate(tensors, lengths, dtype, table, present):
+    answer = np.zeros(1, dtype=np.int64)
+    changed = 0
+    for i in range(len(lengths)):
+        p = tensors[0, i]
+        table[i, 1] = _address(p, lengths[i], dtype, answer)
+        if table[i, 1] == -1:
+            return -1
+        gradient = _gradient(p, answer)
+        if gradient != 0:
+            table[i, 2] = _address(gradient, lengths[i], dtype, answer)
+            if table[i, 2] == -1:
+                return -1
+        if (gradient != 0) != (present[i] != 0):
+            present[i] = gradient != 0
+            changed = 1
+        for s in range(1, len(tensors)):
+            table[i, 2 + s] = _address(tensors[s, i], lengths[i], dtype, answer)
+            if table[i, 2 + s] == -1:
+                return -1
+    return changed
+
+
+@njit(cache=True)
+def _touch_present(parameters, present):
+    for i in range(len(parameters)):
+        if present[i]:
+            _touch(parameters[i])
+
+
+@njit(cache=True)
+def _any_gradient(parameters):
+    answer = np.zeros(1, dtype=np.int64)
+    for p in parameters:
+        if _gradient(p, answer) != 0:
+            return True
+    return False
+
+
+def _header_is_known() -> bool:
+    """Whether the C++ tensor lies in the Python one where we look for it."""
+    probe = torch.zeros(1)
+    capsule = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(probe)
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    expected = ctypes.c_void_p.from_address(pointer(capsule, None)).value
+    found = ctypes.c_void_p.from_address(id(probe) + _HEADER).value
+    torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule)
+    return found == expected
+
+
+COMPILED = _register() and _header_is_known()
+_SCALAR_TYPE = {torch.float32: 6, torch.float64: 7}  # c10::ScalarType
+
+
+class Waiting:
+    """Parameters of any kind that have no gradient yet."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        """Keep the parameters alive."""
+        self._parameters = list(parameters)
+        self._handles = _handles(parameters)
+
+    def over(self) -> bool:
+        """Whether at least one of them has a gradient now."""
+        if COMPILED:
+            return bool(_any_gradient(self._handles))
+        return any(p.grad is not None for p in self._parameters)
+
+
+class Located:
+    """Tensors of one dtype, float32 or float64, whose addresses are read into a segment table.
+
+    Attributes:
+        present: uint8 ``(parameters,)``, 1 where the last reading found a gradient.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> None:
+        """Keep the tensors alive.
+
+        Args:
+            parameters: those whose gradients are read besides; all of one dtype.
+            states: for each state, as many tensors as there are parameters.
+        """
+        self._tensors = (list(parameters), *(list(state) for state in states))
+        self._handles = np.stack([_handles(tensors) for tensors in self._tensors])
+        self._lengths = np.array([p.numel() for p in parameters], dtype=np.int64)
+        self._dtype = parameters[0].dtype
+        self.present: NDArray[np.uint8] = np.zeros(len(parameters), dtype=np.uint8)
+
+    def read(self, table: Int64Array) -> bool | None:
+        """Write the addresses of parameters, gradients and states into a segment table.
+
+        Args:
+            table: int64 ``(parameters, 3 + states)``, as `thalweg.kernels.cpu.Segments` has it.
+
+        Returns:
+            Whether other parameters have a gradient than before; None, and nothing of use in the
+            table, if a tensor cannot be taken: not dense, not contiguous, of another size or type
+            than it was, or on another device.
+        """
+        if not COMPILED:
+            return self._read_from_python(table)
+        scalar = _SCALAR_TYPE[self._dtype]
+        code = _locate(self._handles, self._lengths, scalar, table, self.present)
+        return None if code == -1 else bool(code)
+
+    def touch(self) -> None:
+        """Tell autograd that the parameters that have a gradient were written to."""
+        if COMPILED:
+            _touch_present(self._handles[0], self.present)
+        else:
+            written = [p for p, has in zip(self._tensors[0], self.present, strict=True) if has]
+            torch.autograd.graph.increment_version(written)
+
+    def _read_from_python(self, table: Int64Array) -> bool | None:
+        before = self.present.copy()
+        gradients = [p.grad for p in self._tensors[0]]
+        self.present[:] = [g is not None for g in gradients]
+        for column, tensors in zip(
+            (1, 2, *range(3, table.shape[1])),
+            (self._tensors[0], gradients, *self._tensors[1:]),
+            strict=True,
+        ):
+            for i, t in enumerate(tensors):
+                if t is not None:
+                    if not self._takes(t, self._lengths[i]):
+                        return None
+                    table[i, column] = t.data_ptr()
+        return bool((before != self.present).any())
+
+    def _takes(self, t: Tensor, length: int) -> bool:
+        return (
+            t.layout == torch.strided
+            and t.device.type == "cpu"
+            and t.dtype == self._dtype
+            and t.numel() == length
+            and t.is_contiguous()
+            and (length == 0 or t.data_ptr() != 0)
+        )

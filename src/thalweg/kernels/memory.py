@@ -1,0 +1,28 @@
+"""Memory at a given address, as an array, in compiled code."""
+
+from typing import Any
+
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+__all__ = ["JIT", "view"]
+
+# Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
+# fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
+JIT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
+    pointer = types.CPointer(like.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(address, like), codegen
+
+
+@njit(**JIT)
+def view(address, like, first, n):
+    """``n`` elements from the one numbered ``first``, of the type of the array ``like``."""
+    return carray(_pointer(address + first * like.itemsize, like), n)

@@ -1,0 +1,268 @@
+"""What one step touches: a plan is made once, and holds until something else than numbers changes."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from operator import is_, itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Parameter
+
+from thalweg.kernels import addresses, cpu, tensors
+from thalweg.rules.rule import Row, Rule
+
+if TYPE_CHECKING:
+    from thalweg.optim.base import RuleOptimizer
+
+__all__ = ["Plan"]
+
+Group = dict[str, Any]
+Member = tuple[Tensor, int, dict[str, Any], str]  # parameter, group, state, name in errors
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class Batch:
+    """Parameters of one rule and dtype, which take their step in one kernel call.
+
+    The step counts of all of them lie in one tensor, of which each parameter's ``state["step"]``
+    is a view.
+    """
+
+    def __init__(self, rule: Rule, members: Sequence[Member]) -> None:
+        parameters, groups, self.states, _ = zip(*members, strict=True)
+        self.rule = rule
+        self.dtype = _NUMPY[parameters[0].dtype]
+        self.step = torch.tensor([float(state["step"]) for state in self.states])
+        self.counts = self.step.numpy()
+        for i, state in enumerate(self.states):
+            state["step"] = self.step[i]
+        # What must still be the same objects at the next step.
+        self.kept = {name: [state[name] for state in self.states] for name in ("step", *rule.state)}
+        self.located = addresses.Located(parameters, [self.kept[name] for name in rule.state])
+        # Imaginary parts of conjugates: contiguous if of one element, and stored with the
+        # opposite sign.
+        self.singles = [p for p in parameters if p.numel() == 1]
+        self.groups = sorted(set(groups))
+        self.group_rows = np.searchsorted(self.groups, groups)
+        self.segments = cpu.Segments.of(
+            [p.numel() for p in parameters], self.group_rows, len(rule.state)
+        )
+        self.blocks = self.segments.blocks
+
+    def holds(self) -> bool:
+        """Whether no state tensor was replaced or removed."""
+        try:
+            return all(
+                all(map(is_, map(itemgetter(name), self.states), kept))
+                for name, kept in self.kept.items()
+            )
+        except KeyError:
+            return False
+
+    def locate(self) -> bool:
+        """Read all addresses; False if a tensor is no longer one that the kernel takes."""
+        changed = self.located.read(self.segments.table)
+        if changed:
+            present = self.located.present.astype(bool)
+            self.segments.blocks = self.blocks[present[self.blocks[:, 0]]]
+        return changed is not None and not any(map(_negative, self.singles))
+
+    def update(self, groups: Sequence[Group]) -> None:
+        """One step of the parameters that have a gradient."""
+        counts = self.counts + self.located.present
+        cpu.run(self.rule, self.segments, self._rows(groups, counts))
+        self.located.touch()
+        self.counts[:] = counts
+
+    def shift(self, groups: Sequence[Group]) -> None:
+        """Move all parameters to where the next step takes the gradient."""
+        every = replace(self.segments, blocks=self.blocks)
+        cpu.shift(self.rule, every, self._rows(groups, self.counts + 1))
+
+    def _rows(self, groups: Sequence[Group], counts: NDArray[np.float32]) -> NDArray[Any]:
+        """Coefficients, one row per group and step count; the table is told which is whose."""
+        rows: list[Row]
+        first = counts[0]
+        if (counts == first).all():
+            rows = [self.rule.row(groups[g], int(first)) for g in self.groups]
+            self.segments.rows[:] = self.group_rows
+        else:
+            pairs, which = np.unique(
+                np.stack([self.group_rows, counts], axis=1), axis=0, return_inverse=True
+            )
+            # A parameter that never had a gradient takes no step, and its row is not used.
+            rows = [
+                self.rule.row(groups[self.groups[int(g)]], max(int(count), 1)) for g, count in pairs
+            ]
+            self.segments.rows[:] = which.ravel()
+        return np.array(rows, dtype=self.dtype)
+
+
+class Loose:
+    """A parameter that takes its step by torch operations: half precision, a transposed view."""
+
+    def __init__(self, rule: Rule, member: Member) -> None:
+        self.rule = rule
+        self.p, self.group, self.state, self.owner = member
+
+    def holds(self) -> bool:
+        """Whether the kernel still could not take it.
+
+        Raises:
+            TypeError: for a sparse or complex gradient.
+        """
+        _refuse(self.p, self.owner)
+        return not _fits(self.rule, self.p, self.state)
+
+    def update(self, groups: Sequence[Group]) -> None:
+        """One step, if it has a gradient."""
+        if self.p.grad is not None:
+            row = self._row(groups)
+            tensors.step(self.rule, self.p, self.p.grad, self._states(), row)
+            self.state["step"] += 1
+
+    def shift(self, groups: Sequence[Group]) -> None:
+        """Move the parameter to where the next step takes the gradient."""
+        tensors.shift(self.rule, self.p, self._states(), self._row(groups))
+
+    def _states(self) -> list[Tensor]:
+        return [self.state[name] for name in self.rule.state]
+
+    def _row(self, groups: Sequence[Group]) -> Row:
+        return self.rule.row(groups[self.group], int(self.state["step"]) + 1)
+
+
+class Plan:
+    """Which parameters take their step together."""
+
+    def __init__(self, optimizer: "RuleOptimizer") -> None:
+        """Look at all parameters, and start the state of those that have a gradient.
+
+        Raises:
+            TypeError: for a sparse or complex parameter or gradient.
+        """
+        groups = optimizer.param_groups
+        self.rules = [optimizer.rule_of(group).resolve(group) for group in groups]
+        self.parameters = [list(group["params"]) for group in groups]
+        waiting: list[Tensor] = []
+        kinds: dict[tuple[Rule, torch.dtype], list[Member]] = {}
+        loose: list[tuple[Rule, Member]] = []
+        for index, (group, rule) in enumerate(zip(groups, self.rules, strict=True)):
+            for place, p in enumerate(group["params"]):
+                owner = f"{type(optimizer).__name__}, parameter group {index}, parameter {place}"
+                _refuse(p, owner)
+                if p.grad is None and not _started(optimizer.state.get(p), rule):
+                    waiting.append(p)
+                    continue
+                member = p, index, optimizer.start_state(p, group), owner
+                if _fits(rule, p, member[2]):
+                    kinds.setdefault((rule, p.dtype), []).append(member)
+                else:
+                    loose.append((rule, member))
+        self.batches: list[Batch] = []
+        for (rule, _), members in kinds.items():
+            apart = _overlap([p for p, *_ in members])
+            together = [m for m, other in zip(members, apart, strict=True) if not other]
+            loose += [(rule, m) for m, other in zip(members, apart, strict=True) if other]
+            if together:
+                self.batches.append(Batch(rule, together))
+        self.loose = [Loose(rule, member) for rule, member in loose]
+        self.waiting = addresses.Waiting(waiting) if waiting else None
+        self.state = optimizer.state
+        self.states = list(optimizer.state.values())
+
+    def holds(self, optimizer: "RuleOptimizer") -> bool:
+        """Whether groups, rules and state are still the objects that the plan was made for."""
+        groups = optimizer.param_groups
+        return (
+            optimizer.state is self.state
+            and _identical(optimizer.state.values(), self.states)
+            and len(groups) == len(self.rules)
+            and all(
+                optimizer.rule_of(group).resolve(group) is rule
+                and _identical(group["params"], parameters)
+                for group, rule, parameters in zip(groups, self.rules, self.parameters, strict=True)
+            )
+            and all(batch.holds() for batch in self.batches)
+        )
+
+    def locate(self) -> bool:
+        """Read all addresses; False if some parameter belongs elsewhere now.
+
+        Raises:
+            TypeError: for a sparse or complex gradient.
+        """
+        return (
+            not (self.waiting is not None and self.waiting.over())
+            and all(batch.locate() for batch in self.batches)
+            and all(loose.holds() for loose in self.loose)
+        )
+
+    def update(self, groups: Sequence[Group]) -> None:
+        """One step of every parameter that has a gradient; addresses were read just before."""
+        for taken in (*self.batches, *self.loose):
+            taken.update(groups)
+
+    def shift(self, groups: Sequence[Group]) -> None:
+        """Move the parameters to where their rules take the gradient, where that is elsewhere."""
+        for taken in (*self.batches, *self.loose):
+            if taken.rule.point is not None:
+                taken.shift(groups)
+
+
+def _identical(some: Collection[Any], others: Collection[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def _started(state: dict[str, Any] | None, rule: Rule) -> bool:
+    return state is not None and all(state.get(name) is not None for name in ("step", *rule.state))
+
+
+def _refuse(p: Tensor, owner: str) -> None:
+    for what, t in (("parameter", p), ("gradient", p.grad)):
+        if t is not None and (t.layout != torch.strided or not t.is_floating_point()):
+            raise TypeError(
+                f"{owner}: the {what} is {t.dtype} with layout {t.layout}; "
+                "only dense tensors of real floating point are taken"
+            )
+
+
+def _negative(p: Tensor) -> bool:
+    return p.grad is not None and p.grad.is_neg()
+
+
+def _fits(rule: Rule, p: Tensor, state: dict[str, Any]) -> bool:
+    """Whether the kernel takes a parameter, its gradient and its state as they are now."""
+    needed = [p, *(state[name] for name in rule.state)]
+    return type(p) in (Tensor, Parameter) and all(
+        t.dtype == p.dtype
+        and p.dtype in _NUMPY
+        and t.device.type == "cpu"
+        and t.layout == torch.strided
+        and t.numel() == p.numel()
+        and t.is_contiguous()
+        and not t.is_neg()
+        and not t.is_inference()
+        and (t.numel() == 0 or t.data_ptr() != 0)
+        for t in (needed if p.grad is None else [*needed, p.grad])
+    )
+
+
+def _overlap(parameters: Sequence[Tensor]) -> list[bool]:
+    """Which parameters share memory with another: they have to take their steps in turn."""
+    first = np.array([p.data_ptr() for p in parameters])
+    last = first + [p.nbytes for p in parameters]
+    order = np.argsort(first, kind="stable")
+    # Sorted by its first byte, one starts before the last byte of any earlier one.
+    reach = np.maximum.accumulate(last[order])
+    with_earlier = np.zeros(len(order), dtype=bool)
+    with_earlier[1:] = first[order][1:] < reach[:-1]
+    apart = with_earlier.copy()
+    apart[:-1] |= with_earlier[1:]
+    shared = np.empty_like(apart)
+    shared[order] = apart
+    return list(shared)
