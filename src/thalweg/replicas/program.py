@@ -182,6 +182,7 @@ def _faster(
         note = f"the step is not traced ({type(error).__name__}: {first})"
         return Program(step, scored, "eager", note)
     quick: Step = torch.no_grad()(_flat(straight))
+    scored = _straight_score(scored)
     if want == "eager":
         return Program(quick, scored, "eager")
     try:
@@ -195,6 +196,23 @@ def _faster(
         first = str(error).strip().splitlines()[0]
         return Program(quick, scored, "eager", f"the step does not compile ({first})")
     return Program(compiled, scored, "compiled")
+
+
+def _straight_score(scored: Evaluation) -> Evaluation:
+    """The evaluation, traced once for every shape of data it meets."""
+    traced: dict[tuple[int, ...], Evaluation] = {}
+
+    def evaluate(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if x.shape not in traced:
+            try:
+                traced[x.shape] = straighten(scored, (parameters, constants, x, y))
+            except Exception:  # a metric may read values where the loss does not
+                traced[x.shape] = scored
+        return traced[x.shape](parameters, constants, x, y)
+
+    return torch.no_grad()(evaluate)
 
 
 def _flat(program: Callable[..., Any]) -> Step:

@@ -86,7 +86,8 @@ def _fuse_bias(node: Node) -> None:
         if value.shape == out.shape and value.dtype == out.dtype == added.dtype:
             with node.graph.inserting_before(node):
                 fused = node.graph.call_function(
-                    _aten.baddbmm.default, (bias, *product.args)  # type: ignore[arg-type]
+                    _aten.baddbmm.default,
+                    (bias, *product.args),  # type: ignore[arg-type]
                 )
             fused.meta = node.meta
             _replace(node, fused)

@@ -22,8 +22,9 @@ Programs: TypeAlias = dict[tuple[Any, ...], Program]
 # A loss this many times that of the first step (or 1 if that is larger) counts as diverged.
 BLOW_UP = 1e3
 
-# Evaluation takes the data in pieces whose inputs, over all replicas, stay below this many values.
-PIECE = 1 << 23
+# Evaluation takes the data in equal pieces whose inputs, over all replicas, stay below this many
+# values, so that what is computed from them stays in the cache.
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,8 @@ def _evaluate(
 ) -> tuple[Array, Array]:
     """Mean loss and metric of every replica over a data set, ``(replicas,)`` each, float64."""
     replicas = len(parameters[0])
-    size = max(1, PIECE // (replicas * max(1, split.x[0].numel())))
+    fits = max(1, PIECE // (replicas * max(1, split.x[0].numel())))
+    size = -(-len(split) // -(-len(split) // fits))
     losses, metrics = np.zeros(replicas), np.zeros(replicas)
     for i in range(0, len(split), size):
         x, y = split.x[i : i + size], split.y[i : i + size]

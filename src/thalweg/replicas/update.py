@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thalweg.kernels import cpu, tensors
@@ -77,10 +78,11 @@ class Updates:
             gradients: one per parameter, ``(replicas, *shape)``.
         """
         gradients = [g.contiguous() for g in gradients]
+        addresses = np.array([g.data_ptr() for g in gradients])
         for group in self._groups:
             if len(group.alive):
                 start = perf_counter()
-                group.step(gradients)
+                group.step(gradients, addresses)
                 self.seconds[group.alive] += (perf_counter() - start) / len(group.alive)
 
     def drop(self, replicas: Sequence[int]) -> None:
@@ -166,7 +168,7 @@ class _Group:
         self._rows = self._rows[kept]
         self._states = [[s[kept].contiguous() for s in states] for states in self._states]
 
-    def step(self, gradients: list[Tensor]) -> None:
+    def step(self, gradients: list[Tensor], addresses: NDArray[np.int64]) -> None:
         raise NotImplementedError
 
     def _shift(self) -> None:
@@ -216,11 +218,10 @@ class _KernelGroup(_Group):
         self._coefficients = self._rows.astype(self._dtype)
         self._lay_out()
 
-    def step(self, gradients: list[Tensor]) -> None:
+    def step(self, gradients: list[Tensor], addresses: NDArray[np.int64]) -> None:
         if self._next_rows():
             self._coefficients = self._rows.astype(self._dtype)
-        base = np.array([g.data_ptr() for g in gradients])
-        self._segments.gradients[:] = (base + self._offsets).ravel()
+        self._segments.gradients[:] = (addresses + self._offsets).ravel()
         cpu.run(self.rule, self._segments, self._coefficients)
 
     def _shift(self) -> None:
@@ -236,7 +237,7 @@ class _TensorGroup(_Group):
             torch.as_tensor(c, dtype=like.dtype, device=like.device).reshape(shape) for c in rows.T
         )
 
-    def step(self, gradients: list[Tensor]) -> None:
+    def step(self, gradients: list[Tensor], addresses: NDArray[np.int64]) -> None:
         self._next_rows()
         for p, g, states in zip(self._parameters, gradients, self._states, strict=True):
             mine = p[self.members]

@@ -157,9 +157,7 @@ _RMSPROPS = {
         coefficients=_rmsprop_momentum_coefficients,
         update=_rmsprop_momentum,
     ),
-    (False, True): replace(
-        RMSPROP, state=("square_avg", "grad_avg"), update=_rmsprop_centered
-    ),
+    (False, True): replace(RMSPROP, state=("square_avg", "grad_avg"), update=_rmsprop_centered),
     (True, True): replace(
         RMSPROP,
         state=("square_avg", "momentum_buffer", "grad_avg"),

@@ -78,9 +78,7 @@ def _nag_coefficients(hyper: Hyper, step: int) -> Row:
     return mu, 1.0 if step == 1 else 1.0 - hyper["dampening"], -lr, -lr * mu
 
 
-def _nag(
-    p: Any, g: Any, v: Any, keep: Any, gain: Any, move_g: Any, move_v: Any
-) -> tuple[Any, ...]:
+def _nag(p: Any, g: Any, v: Any, keep: Any, gain: Any, move_g: Any, move_v: Any) -> tuple[Any, ...]:
     v = keep * v + gain * g
     return p + move_g * g + move_v * v, v
 

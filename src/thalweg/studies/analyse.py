@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import stdtrit
 
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.studies.spec import StudySpec
@@ -72,8 +72,10 @@ def interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     if np.ptp(x) == 0:
         return Interval(mean, mean, mean, method)
     if n < BOOTSTRAP_FROM:
-        half = stats.t.ppf(0.5 + confidence / 2, n - 1) * x.std(ddof=1) / math.sqrt(n)
+        half = stdtrit(n - 1, 0.5 + confidence / 2) * x.std(ddof=1) / math.sqrt(n)
         return Interval(mean, mean - half, mean + half, method)
+    from scipy import stats  # takes half a second to import
+
     with warnings.catch_warnings():
         # Values that take few distinct levels make SciPy warn; the interval stands.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -57,7 +58,7 @@ def chunks(runs: Sequence[Run], parameters: int, backend: Backend) -> list[list[
     fits = max(1, min(CHUNK_REPLICAS, CHUNK_BYTES // (4 * _ARRAYS * max(parameters, 1))))
     count = len(runs) if backend == "one by one" else math.ceil(len(runs) / fits)
     bounds = np.linspace(0, len(runs), count + 1).round().astype(int)
-    return [list(runs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(runs[a:b]) for a, b in pairwise(bounds)]
 
 
 def execute(

@@ -230,7 +230,8 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if not chosen:
         raise StudyError("seeds", "none given; give how many, or a list of whole numbers")
     for seed in chosen:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        if not whole or not 0 <= seed < 2**63:
             raise StudyError("seeds", f"must be whole numbers from 0, got {seed!r}")
     return tuple(int(seed) for seed in chosen)
 

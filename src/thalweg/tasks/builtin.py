@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 def _mlp(*widths: int) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, after) in enumerate(pairwise(widths)):
             layers += [nn.ReLU()] if i else []
             layers += [nn.Linear(before, after)]
         return nn.Sequential(*layers)

@@ -1,0 +1,62 @@
+"""The command ``thalweg``: parse, call, print. Nothing heavy is imported before it is needed."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from thalweg import __version__
+from thalweg.cli.study import study
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Which optimizer and learning rate train your network best, with evidence.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("study")(study)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"thalweg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 when done, 2 for a bad value, 130 when interrupted.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+    """
+    from typer.exceptions import TyperException
+    from typer.main import get_command
+
+    try:
+        code = get_command(app).main(
+            None if arguments is None else list(arguments),
+            prog_name="thalweg",
+            standalone_mode=False,
+        )
+    except (typer.Abort, KeyboardInterrupt):
+        print("thalweg: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except TyperException as error:
+        # One line, where the default prints the usage and a box around the message.
+        print(f"thalweg: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,185 @@
+"""``thalweg study``."""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from thalweg.studies import Progress, StudyResult
+
+__all__ = ["study"]
+
+
+def study(
+    task: Annotated[str, typer.Argument(help="Name of a built-in task, digits for one.")],
+    optimizers: Annotated[
+        str | None,
+        typer.Option(help="Names, separated by commas: sgd,adam. All by default."),
+    ] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rates of every optimizer: low:high:count, log-spaced, 1e-4:1:13 say, or "
+            "a list, 0.001,0.01. By default 9 over the usual range of each."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of every setting.")] = 5,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every run. 30 by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of every run, instead of --epochs.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 32,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Validation metric that counts as trained: 0.95. By default the task's."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop a run after so many epochs without a better validation loss."),
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds after which running runs count as timed out.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study. By default the task's.")
+    ] = None,
+    db: Annotated[
+        str, typer.Option(help="SQLite file, or database URL, that keeps the record.")
+    ] = "thalweg.db",
+    out: Annotated[
+        Path | None, typer.Option(help="The report. By default thalweg-NAME.html.")
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Whether passes go through torch.compile. By default where it pays.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")] = "cpu",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last study of that name in --db.")
+    ] = False,
+) -> None:
+    """Train a task with several optimizers, learning rates and seeds; say which is best."""
+    out = Path(f"thalweg-{name or task}.html") if out is None else out
+    if out.is_dir():
+        _refuse("--out", f"{out} is a folder; give the path of a file")
+    _keep_memory()
+    # torch and what builds on it take a second to import.
+    import thalweg
+
+    try:
+        with _line(enabled=sys.stderr.isatty()) as show:
+            result = thalweg.study(
+                task,
+                _names(optimizers),
+                lr,
+                seeds,
+                epochs,
+                steps=steps,
+                batch_size=batch_size,
+                target=target,
+                patience=patience,
+                name=name,
+                db=db,
+                compile=compile,
+                device=device,
+                resume=resume,
+                time_limit=time_limit,
+                progress=show,
+            )
+    except thalweg.StudyError as error:
+        _refuse(_option(error.argument), error.problem)
+    except KeyboardInterrupt:
+        print(
+            f"thalweg: interrupted; what had ended is in {db}, and the same command with --resume "
+            f"goes on from there",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    try:
+        report = result.report(out)
+    except OSError as error:
+        print(f"{result.verdict}", file=sys.stderr)
+        _refuse("--out", f"cannot write {out} ({error.strerror}); the record is in {db}")
+    _print(result, report, db, json)
+
+
+def _keep_memory() -> None:
+    """Tell glibc to keep freed memory, where there is a glibc.
+
+    Otherwise every step gets its activations as fresh pages from the kernel and hands them back,
+    which measured a tenth of the study's time.
+    """
+    import ctypes
+
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(mmap_threshold, 1 << 30)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
+
+
+def _option(argument: str) -> str:
+    return "TASK" if argument == "task" else f"--{argument.replace('_', '-')}"
+
+
+def _refuse(option: str, problem: str) -> None:
+    raise typer.BadParameter(problem, param_hint=option)
+
+
+def _print(result: "StudyResult", report: Path, db: str, json: bool) -> None:
+    from rich.console import Console
+
+    from thalweg.report import summary_table
+
+    if json:
+        sys.stdout.write(result.to_json() + "\n")
+    else:
+        console = Console()
+        console.print(summary_table(result))
+        console.print(result.verdict, highlight=False)
+        for note in result.notes:
+            console.print(note, style="dim", highlight=False)
+    where = sys.stderr if json else sys.stdout
+    print(f"Report: {report}\nRecord: {db}", file=where)
+
+
+class _line(AbstractContextManager[Any]):  # noqa: N801 (reads as a function)
+    """One live line on standard error, if that is a terminal."""
+
+    def __init__(self, enabled: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live("preparing", console=Console(stderr=True), transient=True)
+        self._enabled = enabled
+
+    def __enter__(self) -> "Callable[[Progress], None]":
+        if self._enabled:
+            self._live.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
+            self._live.stop()
+
+    def _show(self, p: "Progress") -> None:
+        if self._enabled:
+            self._live.update(
+                f"{p.alive} runs alive, {p.done} of {p.runs} ended · epoch {p.epoch} of {p.epochs} "
+                f"· {p.steps_per_second:,.0f} steps/s · {p.seconds_left:.0f} s left"
+            )
