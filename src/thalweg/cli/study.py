@@ -78,7 +78,7 @@ def study(
     import thalweg
 
     try:
-        with _line(enabled=sys.stderr.isatty()) as show:
+        with _Line(enabled=sys.stderr.isatty()) as show:
             result = thalweg.study(
                 task,
                 _names(optimizers),
@@ -158,7 +158,7 @@ def _print(result: "StudyResult", report: Path, db: str, json: bool) -> None:
     print(f"Report: {report}\nRecord: {db}", file=where)
 
 
-class _line(AbstractContextManager[Any]):  # noqa: N801 (reads as a function)
+class _Line(AbstractContextManager[Any]):
     """One live line on standard error, if that is a terminal."""
 
     def __init__(self, enabled: bool) -> None:

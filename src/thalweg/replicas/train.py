@@ -204,12 +204,12 @@ def train(
         gone = alive & ((first > 0) | stopped)
         if gone.any() and not last:
             alive &= ~gone
-            updates.drop(np.flatnonzero(gone))
+            updates.drop(np.flatnonzero(gone).tolist())
             for p in parameters:
                 p[torch.as_tensor(gone, device=device)] = 0
             # Compiled passes have a fixed shape: there an empty place costs less than compiling.
             if passes.backend == "eager" and 0 < alive.sum() <= len(alive) // 2:
-                keep = np.flatnonzero(alive)
+                keep = np.flatnonzero(alive).tolist()
                 seconds[present] += updates.seconds
                 parameters = [p[keep].contiguous() for p in parameters]
                 constants = [c[keep].contiguous() for c in constants]

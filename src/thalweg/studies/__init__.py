@@ -2,7 +2,7 @@
 
 from thalweg.studies.execute import Progress
 from thalweg.studies.result import StudyResult, TaskSummary
-from thalweg.studies.spec import StudyError, StudySpec
 from thalweg.studies.run import study
+from thalweg.studies.spec import StudyError, StudySpec
 
 __all__ = ["Progress", "StudyError", "StudyResult", "StudySpec", "TaskSummary", "study"]

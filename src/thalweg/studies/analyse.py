@@ -20,6 +20,7 @@ __all__ = ["Analysis", "Interval", "analyse", "interval"]
 CONFIDENCE = 0.95
 # Below this many seeds a bootstrap covers too little, and Student's t is used.
 BOOTSTRAP_FROM = 10
+STUDENT = "Student's t"
 # "As good as the best" for sensitivity: one percentage point, or 1 % of an error.
 NEAR = 0.01
 
@@ -68,7 +69,7 @@ def interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
         mean = float(x[0]) if n else math.nan
         return Interval(mean, math.nan, math.nan, f"no interval, {n} seed{'s' * (n != 1)}")
     mean = float(x.mean())
-    method = f"{'bootstrap' if n >= BOOTSTRAP_FROM else 'Student’s t'}, {n} seeds"
+    method = f"{'bootstrap' if n >= BOOTSTRAP_FROM else STUDENT}, {n} seeds"
     if np.ptp(x) == 0:
         return Interval(mean, mean, mean, method)
     if n < BOOTSTRAP_FROM:

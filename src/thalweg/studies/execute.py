@@ -117,7 +117,7 @@ def execute(
                 trained += len(evaluation.replicas) * (evaluation.step - step)
                 step = evaluation.step
                 speed = trained / (perf_counter() - began)
-                left = journal.alive * (spec.steps - step) + waiting * spec.steps
+                work = journal.alive * (spec.steps - step) + waiting * spec.steps
                 progress(
                     Progress(
                         journal.alive,
@@ -126,7 +126,7 @@ def execute(
                         evaluation.epoch,
                         spec.epochs,
                         speed,
-                        left / speed,
+                        work / speed,
                     )
                 )
                 if late():

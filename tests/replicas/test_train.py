@@ -1,0 +1,260 @@
+"""Replicas against single runs, divergence, fallback, buffers and randomness."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import thalweg.optim
+from tests.replicas import models
+from thalweg import rules
+from thalweg.optim.registry import OPTIMIZERS
+from thalweg.replicas import Budget, Replica, probe, train
+from thalweg.tasks import load
+
+BUDGET = Budget(steps=18, batch_size=16, steps_per_epoch=6)
+
+
+def replica(rule=rules.ADAM, seed=0, **hyper):
+    return Replica(rule, rule.complete(hyper), seed)
+
+
+def curves(task, replicas, budget=BUDGET, **options):
+    """Per replica the (train loss, validation loss, validation metric) of each epoch it saw."""
+    found = [[] for _ in replicas]
+    for evaluation in train(task, replicas, budget, **options):
+        for i, r in enumerate(evaluation.replicas):
+            found[r].append(
+                (
+                    evaluation.train_loss[i],
+                    evaluation.validation_loss[i],
+                    evaluation.validation_metric[i],
+                )
+            )
+    return [np.array(curve) for curve in found]
+
+
+def by_hand(task, entry, lr, seed, budget):
+    """The same run as a plain loop with a torch optimizer of ours."""
+    torch.manual_seed(seed)
+    model = task.model()
+    optimizer = entry.constructor(model.parameters(), lr=lr)
+    order = torch.Generator().manual_seed(seed)
+    found, step = [], 0
+    while step < budget.steps:
+        index = torch.randperm(len(task.train), generator=order)
+        losses = []
+        for i in range(min(budget.steps_per_epoch, budget.steps - step)):
+            batch = index[i * budget.batch_size : (i + 1) * budget.batch_size]
+            optimizer.zero_grad()
+            loss = task.loss(model(task.train.x[batch]), task.train.y[batch])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        step += len(losses)
+        with torch.no_grad():
+            outputs = model(task.validation.x)
+        found.append(
+            (
+                np.mean(losses),
+                task.loss(outputs, task.validation.y).item(),
+                task.metric.of(outputs, task.validation.y).item(),
+            )
+        )
+    return np.array(found)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_replica_is_the_plain_loop(name):
+    entry = OPTIMIZERS[name]
+    task = load("digits")
+    lr = float(np.sqrt(np.prod(entry.lr_range)))
+    budget = Budget(steps=40, batch_size=32, steps_per_epoch=33)
+    found = curves(task, [replica(entry.rule, seed=3, lr=lr)], budget)[0]
+    # float32 sums in another order; 40 steps amplify the last places.
+    np.testing.assert_allclose(
+        found, by_hand(task, entry, lr, 3, budget), rtol=2e-4, atol=1 / len(task.validation)
+    )
+
+
+def test_alone_and_among_63_others_the_same_curve():
+    task = load("digits")
+    budget = Budget(steps=66, batch_size=32, steps_per_epoch=33)
+    rates = np.geomspace(1e-4, 1e-2, 8)
+    crowd = [
+        replica(entry.rule, seed=seed, lr=float(lr))
+        for entry in (OPTIMIZERS["adam"], OPTIMIZERS["rmsprop"])
+        for seed in (0, 1, 2, 3)
+        for lr in rates
+    ]
+    assert len(crowd) == 64
+    together = curves(task, crowd, budget)
+    for i in (0, 17, 63):
+        alone = curves(task, [crowd[i]], budget)[0]
+        np.testing.assert_allclose(together[i], alone, rtol=1e-4, atol=1 / len(task.validation))
+
+
+@pytest.mark.parametrize("model", [models.mlp, models.batch_norm, models.dropout])
+def test_a_diverging_neighbour_changes_nothing(model):
+    task = models.task(model)
+    calm = [replica(rules.SGD, lr=lr) for lr in (0.01, 0.03, 0.1)]
+    # The wild one starts as the third calm one does, so that the chunks have one shape.
+    without = curves(task, [*calm, replica(rules.SGD, lr=0.1)])
+    wild = curves(task, [*calm, replica(rules.SGD, lr=1e12)])
+    assert len(wild[3]) < len(without[3])
+    for a, b in zip(without[:3], wild[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_divergence_is_seen_at_its_step():
+    task = models.task(models.mlp)
+    # The weights are finite after the first step and the loss of the second is not.
+    first = next(train(task, [replica(rules.SGD, lr=0.1), replica(rules.SGD, lr=1e30)], BUDGET))
+    assert first.diverged_at.tolist()[0] == 0
+    assert first.diverged_at.tolist()[1] == 2
+
+
+def test_all_diverged_ends_the_chunk():
+    task = models.task(models.mlp)
+    evaluations = list(train(task, [replica(rules.SGD, lr=1e30)] * 3, BUDGET))
+    assert len(evaluations) == 1
+    assert (evaluations[0].diverged_at > 0).all()
+
+
+def test_survivors_go_on_when_most_have_left():
+    task = models.task(models.mlp)
+    calm = [replica(rules.ADAM, seed=1, lr=0.01), replica(rules.MOMENTUM, lr=0.02)]
+    wild = [replica(rules.SGD, lr=1e30, seed=s) for s in range(6)]
+    mixed = [wild[0], calm[0], *wild[1:5], calm[1], wild[5]]
+    found = curves(task, mixed)
+    apart = curves(task, calm)
+    for i, j in ((1, 0), (6, 1)):
+        assert len(found[i]) == 3
+        np.testing.assert_allclose(found[i], apart[j], rtol=1e-5, atol=1e-6)
+    evaluation = list(train(task, mixed, BUDGET))[-1]
+    assert evaluation.replicas.tolist() == [1, 6]
+    assert np.isfinite(evaluation.test_metric).all()
+    assert (evaluation.seconds > 0).all()
+
+
+def test_stopped_replicas_leave():
+    task = models.task(models.mlp)
+    pair = [replica(lr=0.01), replica(lr=0.02)]
+    seen = [e.replicas.tolist() for e in train(task, pair, BUDGET, stop=lambda e: [0])]
+    assert seen == [[0, 1], [1], [1]]
+
+
+def test_look_ahead_takes_the_gradient_ahead():
+    """NAG's two forms are one path, up to where the parameters are stored."""
+    task = models.task(models.mlp)
+    budget = Budget(steps=1, batch_size=16, steps_per_epoch=1)
+    hyper = {"lr": 0.05, "momentum": 0.9}
+    one = curves(task, [replica(rules.NAG, form="lookahead", **hyper)], budget)
+    plain = curves(task, [replica(rules.SGD, lr=0.05)], budget)
+    # With no velocity yet the point ahead is the point itself: step one is plain descent.
+    np.testing.assert_allclose(one[0], plain[0], rtol=1e-6)
+    several = Budget(steps=12, batch_size=16, steps_per_epoch=6)
+    ahead = curves(task, [replica(rules.NAG, form="lookahead", **hyper)], several)[0]
+    stored = curves(task, [replica(rules.NAG, **hyper)], several)[0]
+    # Both take their gradients at the same points, so that the training losses agree.
+    np.testing.assert_allclose(ahead[:, 0], stored[:, 0], rtol=1e-4)
+    assert not np.allclose(ahead[:, 1], stored[:, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model", [models.mlp, models.batch_norm, models.Tied, models.frozen, models.convolutional]
+)
+def test_one_by_one_gives_the_same_records(model):
+    task = models.task(model)
+    assert probe(task, 16, "cpu")[0] == "eager"
+    run = replica(rules.MOMENTUM, seed=2, lr=0.05, weight_decay=1e-3)
+    together = curves(task, [run, replica(rules.SGD, seed=1, lr=0.1)])[0]
+    alone = curves(task, [run], backend="one by one")[0]
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_vmap_cannot_take_is_said_and_trained_one_by_one():
+    task = models.task(models.Branches)
+    backend, why = probe(task, 16, "cpu")
+    assert backend == "one by one"
+    assert "vmap" in why
+    assert "control flow" in why
+    before, *_, after = curves(task, [replica(lr=0.01)], backend=backend)[0]
+    assert after[0] < before[0]
+
+
+def test_a_broken_model_is_the_persons_error_not_a_fallback():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        probe(models.task(lambda: nn.Linear(5, 3)), 16, "cpu")
+
+
+def test_batch_norm_statistics_belong_to_each_replica():
+    task = models.task(models.batch_norm)
+    pair = [replica(rules.SGD, seed=s, lr=0.05) for s in (0, 1)]
+    for i, expected in enumerate(pair):
+        np.testing.assert_allclose(
+            curves(task, pair)[i], curves(task, [expected])[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_dropout_draws_for_every_replica_and_is_repeatable():
+    task = models.task(models.dropout)
+    twins = [replica(rules.SGD, lr=0.05), replica(rules.SGD, lr=0.05)]
+    a, b = curves(task, twins, draw_seed=5)
+    assert not np.allclose(a, b)
+    again, _ = curves(task, twins, draw_seed=5)
+    np.testing.assert_array_equal(a, again)
+    other, _ = curves(task, twins, draw_seed=6)
+    assert not np.allclose(a, other)
+
+
+def test_global_random_state_is_untouched():
+    before = torch.get_rng_state()
+    curves(models.task(models.dropout), [replica(lr=0.01)])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_compiled_is_eager_within_rounding():
+    task = models.task(models.mlp)
+    pair = [replica(lr=0.01), replica(rules.SGD, lr=0.1)]
+    programs = {}
+    compiled = curves(task, pair, backend="compiled", programs=programs)
+    assert [p.backend for p in programs.values()] == ["compiled"]
+    for a, b in zip(compiled, curves(task, pair), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_double_precision_and_large_state():
+    base = models.task(lambda: models.mlp().double())
+    split = lambda s: replace(s, x=s.x.double())  # noqa: E731
+    task = replace(
+        base, train=split(base.train), validation=split(base.validation), test=split(base.test)
+    )
+    found = curves(task, [replica(lr=0.01), replica(rules.RMSPROP, lr=0.01, centered=True)])
+    assert all(c[-1, 0] < c[0, 0] for c in found)
+
+
+def test_a_rule_of_ones_own_trains_as_a_replica():
+    from thalweg.rules import Number, Rule
+    from thalweg.rules.maths import sign
+
+    def update(p, g, m, lr, beta, gain):
+        m = beta * m + gain * g
+        return p - lr * sign(m), m
+
+    own = Rule(
+        "Mine",
+        (Number("lr", 0.01, low=0.0), Number("beta", 0.9, low=0.0, high=1.0)),
+        ("average",),
+        lambda hyper, step: (hyper["lr"], hyper["beta"], 1 - hyper["beta"]),
+        update,
+    )
+    found = curves(models.task(models.mlp), [replica(own, lr=0.01), replica(lr=0.01)])
+    assert found[0][-1, 0] < 0.8 * found[0][0, 0]
+
+
+def test_thalweg_optim_has_the_constructors_of_the_registry():
+    for entry in OPTIMIZERS.values():
+        assert getattr(thalweg.optim, entry.constructor.__name__) is entry.constructor
