@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from llvmlite import binding
-from numba import njit, types
+from numba import njit, prange, types
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,9 +107,14 @@ def _address(tensor, numel, dtype, answer):
 
 
 @njit
-def _gradient(tensor, answer):
+def _implementation(tensor, answer):
+    """Address of the TensorImpl that an at::Tensor points to; it is all that one holds."""
+    return view(tensor, answer, 0, 1)[0]
+
+
+@njit
+def _gradient(implementation, answer):
     """Address of the ``at::Tensor`` that is a tensor's gradient, or 0 where it has none."""
-    implementation = view(tensor, answer, 0, 1)[0]
     gradient = _grad(implementation)
     answer[0] = 0
     if _is_defined(gradient, answer.ctypes.data) != 0 or answer[0] != 1:
@@ -117,44 +122,78 @@ def _gradient(tensor, answer):
     return gradient
 
 
+# What a reading found is a sum over tensors of these.
+_CHANGED, _UNEVEN, _STRANGE = 1, 1 << 20, 1 << 40
+
+
+@njit
+def _locate_one(i, tensors, owners, lengths, dtype, table, present, counts, upcoming, answer):
+    p, length = tensors[0, i], lengths[i]
+    implementation = _implementation(p, answer)
+    if implementation != owners[i]:
+        return _STRANGE
+    found = 0
+    table[i, 1] = _address(p, length, dtype, answer)
+    if table[i, 1] == -1:
+        found = _STRANGE
+    gradient = _gradient(implementation, answer)
+    has = np.uint8(gradient != 0)
+    if has:
+        table[i, 2] = _address(gradient, length, dtype, answer)
+        if table[i, 2] == -1:
+            found = _STRANGE
+        _touch(p)
+    for s in range(1, len(tensors)):
+        table[i, 2 + s] = _address(tensors[s, i], length, dtype, answer)
+        if table[i, 2 + s] == -1:
+            found = _STRANGE
+    if has != present[i]:
+        found += _CHANGED
+        present[i] = has
+    upcoming[i] = counts[i] + has
+    if upcoming[i] != counts[0] + 1:
+        found += _UNEVEN
+    return found
+
+
 @njit(cache=True)
-def _locate(tensors, lengths, dtype, table, present):
+def _locate_few(tensors, owners, lengths, dtype, table, present, counts, upcoming):
     answer = np.zeros(1, dtype=np.int64)
-    changed = 0
+    found = 0
     for i in range(len(lengths)):
-        p = tensors[0, i]
-        table[i, 1] = _address(p, lengths[i], dtype, answer)
-        if table[i, 1] == -1:
-            return -1
-        gradient = _gradient(p, answer)
-        if gradient != 0:
-            table[i, 2] = _address(gradient, lengths[i], dtype, answer)
-            if table[i, 2] == -1:
-                return -1
-        if (gradient != 0) != (present[i] != 0):
-            present[i] = gradient != 0
-            changed = 1
-        for s in range(1, len(tensors)):
-            table[i, 2 + s] = _address(tensors[s, i], lengths[i], dtype, answer)
-            if table[i, 2 + s] == -1:
-                return -1
-    return changed
+        found += _locate_one(
+            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, answer
+        )
+    return found
+
+
+@njit(cache=True, parallel=True)
+def _locate_many(tensors, owners, lengths, dtype, table, present, counts, upcoming):
+    answers = np.zeros((len(lengths), 1), dtype=np.int64)
+    found = 0
+    for i in prange(len(lengths)):
+        found += _locate_one(
+            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, answers[i]
+        )
+    return found
+
+
+_MANY = 128  # tensors that pay for waking a second thread
 
 
 @njit(cache=True)
-def _touch_present(parameters, present):
-    for i in range(len(parameters)):
-        if present[i]:
-            _touch(parameters[i])
-
-
-@njit(cache=True)
-def _any_gradient(parameters):
+def _owners(tensors):
     answer = np.zeros(1, dtype=np.int64)
-    for p in parameters:
-        if _gradient(p, answer) != 0:
-            return True
-    return False
+    return np.array([_implementation(t, answer) for t in tensors])
+
+
+@njit(cache=True)
+def _any_gradient(tensors):
+    answer = np.zeros(1, dtype=np.int64)
+    found = False
+    for t in tensors:
+        found |= _gradient(_implementation(t, answer), answer) != 0
+    return found
 
 
 def _header_is_known() -> bool:
@@ -193,61 +232,71 @@ class Located:
 
     Attributes:
         present: uint8 ``(parameters,)``, 1 where the last reading found a gradient.
+        upcoming: float32 ``(parameters,)``, step counts, one more where there is a gradient.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]],
+        counts: NDArray[np.float32],
+    ) -> None:
         """Keep the tensors alive.
 
         Args:
             parameters: those whose gradients are read besides; all of one dtype.
             states: for each state, as many tensors as there are parameters.
+            counts: float32 ``(parameters,)``, steps taken so far, read at every reading.
         """
         self._tensors = (list(parameters), *(list(state) for state in states))
-        self._handles = np.stack([_handles(tensors) for tensors in self._tensors])
         self._lengths = np.array([p.numel() for p in parameters], dtype=np.int64)
         self._dtype = parameters[0].dtype
+        self._counts = counts
         self.present: NDArray[np.uint8] = np.zeros(len(parameters), dtype=np.uint8)
+        self.upcoming = counts.copy()
+        if COMPILED:
+            tensors = np.stack([_handles(row) for row in self._tensors])
+            self._fixed = tensors, _owners(tensors[0]), self._lengths, _SCALAR_TYPE[self._dtype]
+            self._locate = _locate_few if len(parameters) < _MANY else _locate_many
 
-    def read(self, table: Int64Array) -> bool | None:
+    def read(self, table: Int64Array) -> tuple[bool, bool, bool]:
         """Write the addresses of parameters, gradients and states into a segment table.
+
+        Autograd is told that the parameters that have a gradient are about to be written to.
 
         Args:
             table: int64 ``(parameters, 3 + states)``, as `thalweg.kernels.cpu.Segments` has it.
 
         Returns:
-            Whether other parameters have a gradient than before; None, and nothing of use in the
-            table, if a tensor cannot be taken: not dense, not contiguous, of another size or type
-            than it was, or on another device.
+            Whether all tensors can be taken (dense, contiguous, on the CPU, of the size and dtype
+            that they had; if not, the table is of no use); whether other parameters have a
+            gradient than before; whether all have one and the same step count.
         """
         if not COMPILED:
             return self._read_from_python(table)
-        scalar = _SCALAR_TYPE[self._dtype]
-        code = _locate(self._handles, self._lengths, scalar, table, self.present)
-        return None if code == -1 else bool(code)
+        found = self._locate(*self._fixed, table, self.present, self._counts, self.upcoming)
+        if found == 0:
+            return True, False, True
+        return found < _STRANGE, found % _UNEVEN > 0, found < _UNEVEN
 
-    def touch(self) -> None:
-        """Tell autograd that the parameters that have a gradient were written to."""
-        if COMPILED:
-            _touch_present(self._handles[0], self.present)
-        else:
-            written = [p for p, has in zip(self._tensors[0], self.present, strict=True) if has]
-            torch.autograd.graph.increment_version(written)
-
-    def _read_from_python(self, table: Int64Array) -> bool | None:
-        before = self.present.copy()
-        gradients = [p.grad for p in self._tensors[0]]
-        self.present[:] = [g is not None for g in gradients]
-        for column, tensors in zip(
-            (1, 2, *range(3, table.shape[1])),
-            (self._tensors[0], gradients, *self._tensors[1:]),
-            strict=True,
-        ):
+    def _read_from_python(self, table: Int64Array) -> tuple[bool, bool, bool]:
+        parameters, *states = self._tensors
+        gradients = [p.grad for p in parameters]
+        columns: list[Sequence[Tensor | None]] = [parameters, gradients, *states]
+        for column, tensors in enumerate(columns, start=1):
             for i, t in enumerate(tensors):
                 if t is not None:
                     if not self._takes(t, self._lengths[i]):
-                        return None
+                        return False, True, False
                     table[i, column] = t.data_ptr()
-        return bool((before != self.present).any())
+        present = np.array([g is not None for g in gradients], dtype=np.uint8)
+        changed = bool((present != self.present).any())
+        self.present[:] = present
+        np.add(self._counts, present, out=self.upcoming)
+        torch.autograd.graph.increment_version(
+            [p for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        )
+        return True, changed, bool((self.upcoming == self._counts[0] + 1).all())
 
     def _takes(self, t: Tensor, length: int) -> bool:
         return (

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from threading import Lock
+from types import CodeType
 from typing import Any
 
 import numba
@@ -31,6 +33,10 @@ Int64Array = NDArray[np.int64]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 BLOCK = 8192  # elements; four float32 arrays of it fill a quarter of a 512 KiB cache
+
+# A kernel takes all cores; and where Numba has no OpenMP, its own pool of threads ends the process
+# when two threads enter it.
+_ONE_AT_A_TIME = Lock()
 
 # Columns of the segment table before the addresses of the state.
 _ROW, _PARAMETER, _GRADIENT, _STATE = range(4)
@@ -90,22 +96,21 @@ def run(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None
         segments: addresses of contiguous memory of the dtype of ``rows``, alive during the call.
         rows: `Rule.row` of each coefficient row, float32 or float64, shape ``(rows, 3 + n)``.
     """
-    decays = bool(rows[:, 1].any())
-    kernel = _step_kernel(rule.update, len(rule.state), rows.shape[1] - 3, decays)
-    kernel(segments.blocks, segments.table, rows)
+    kernel = _step_kernel(rule.update, len(rule.state), rows.shape[1] - 3)
+    with _ONE_AT_A_TIME:
+        kernel(segments.blocks, segments.table, rows)
 
 
 def shift(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None:
     """Move all parameters, in place, to the points where the rule takes its gradient."""
     assert rule.point is not None
     kernel = _shift_kernel(rule.point, len(rule.state), rows.shape[1] - 3)
-    kernel(segments.blocks, segments.table, rows)
+    with _ONE_AT_A_TIME:
+        kernel(segments.blocks, segments.table, rows)
 
 
 @cache
-def _step_kernel(
-    update: Callable[..., Any], states: int, coefficients: int, decays: bool
-) -> Callable[..., None]:
+def _step_kernel(update: Callable[..., Any], states: int, coefficients: int) -> Callable[..., None]:
     update = register_jitable(**JIT)(update)
     slots = (0,) * states
 
@@ -121,7 +126,7 @@ def _step_kernel(
             g = view(segment[2], rows, first, n)
             state = _views(slots, segment, 3, rows, first, n)
             for i in range(n):
-                if decays:
+                if coupled != 0:
                     decayed, prepared = _prepare(p[i], g[i], sign, coupled, shrink)
                 else:
                     # Zero times an infinite parameter would be NaN.
@@ -130,7 +135,7 @@ def _step_kernel(
                 p[i] = new[0]
                 _store(state, i, new[1:])
 
-    return _compile(kernel, update, states, coefficients, decays)
+    return _compile(kernel, update, states, coefficients)
 
 
 @cache
@@ -157,7 +162,8 @@ def _compile(kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], *sha
     compiled = numba.njit(parallel=True, nogil=True, **JIT)(kernel)
     fingerprint = _fingerprint(maths_of_rule)
     if fingerprint is not None:
-        compiled._cache = _RuleCache(kernel, sha256(repr((fingerprint, shape)).encode()).digest())
+        key = repr((fingerprint, _fingerprint(prepare), shape))
+        compiled._cache = _RuleCache(kernel, sha256(key.encode()).digest())
     return compiled
 
 
@@ -179,13 +185,16 @@ class _RuleCache(FunctionCache):  # type: ignore[misc]
 def _fingerprint(function: Callable[..., Any]) -> bytes | None:
     """What the maths is, or None when it leans on something whose changes we could not see."""
     code = getattr(function, "__code__", None)
-    if code is None or code.co_freevars:
+    if code is None or code.co_freevars or any(isinstance(c, CodeType) for c in code.co_consts):
         return None
     for name in code.co_names:
         used = function.__globals__.get(name, maths)
         if used is not maths and getattr(used, "__module__", None) != maths.__name__:
             return None
-    return marshal.dumps(code.replace(co_filename="", co_firstlineno=1))
+    if function.__defaults__ or function.__kwdefaults__:
+        return None
+    # Version 2 of the format is the last whose bytes do not depend on reference counts.
+    return marshal.dumps(code.replace(co_filename="", co_firstlineno=1), 2)
 
 
 _prepare = register_jitable(**JIT)(prepare)

@@ -142,7 +142,12 @@ class RuleOptimizer(Optimizer):
         """Parameters at the points where their rules take the gradient, and back exactly."""
         plan = self._located_plan()
         with torch.no_grad():
-            parameters = [p for group in self.param_groups for p in group["params"]]
+            parameters = [
+                p
+                for group in self.param_groups
+                if self.rule_of(group).resolve(group).point is not None
+                for p in group["params"]
+            ]
             here = [p.detach().clone() for p in parameters]
             plan.shift(self.param_groups)
         try:

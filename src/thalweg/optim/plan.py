@@ -1,8 +1,7 @@
-"""What one step touches: a plan is made once, and holds until something else than numbers changes."""
+"""What one step touches; made once, and good until something else than numbers changes."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from thalweg.kernels import addresses, cpu, tensors
+from thalweg.kernels.objects import Entries, Items, Values
 from thalweg.rules.rule import Row, Rule
 
 if TYPE_CHECKING:
@@ -40,56 +40,49 @@ class Batch:
         self.counts = self.step.numpy()
         for i, state in enumerate(self.states):
             state["step"] = self.step[i]
-        # What must still be the same objects at the next step.
-        self.kept = {name: [state[name] for state in self.states] for name in ("step", *rule.state)}
-        self.located = addresses.Located(parameters, [self.kept[name] for name in rule.state])
+        self.entries = Entries(self.states, ("step", *rule.state))
+        states = [[state[name] for state in self.states] for name in rule.state]
+        self.located = addresses.Located(parameters, states, self.counts)
         # Imaginary parts of conjugates: contiguous if of one element, and stored with the
         # opposite sign.
         self.singles = [p for p in parameters if p.numel() == 1]
         self.groups = sorted(set(groups))
         self.group_rows = np.searchsorted(self.groups, groups)
         self.segments = cpu.Segments.of(
-            [p.numel() for p in parameters], self.group_rows, len(rule.state)
+            [p.numel() for p in parameters], self.group_rows.tolist(), len(rule.state)
         )
-        self.blocks = self.segments.blocks
-
-    def holds(self) -> bool:
-        """Whether no state tensor was replaced or removed."""
-        try:
-            return all(
-                all(map(is_, map(itemgetter(name), self.states), kept))
-                for name, kept in self.kept.items()
-            )
-        except KeyError:
-            return False
+        self.blocks, self.segments.blocks = self.segments.blocks, self.segments.blocks[:0]
+        self.which = self.group_rows
+        self.even = False
 
     def locate(self) -> bool:
         """Read all addresses; False if a tensor is no longer one that the kernel takes."""
-        changed = self.located.read(self.segments.table)
+        taken, changed, even = self.located.read(self.segments.table)
         if changed:
             present = self.located.present.astype(bool)
             self.segments.blocks = self.blocks[present[self.blocks[:, 0]]]
-        return changed is not None and not any(map(_negative, self.singles))
+        self.even = even
+        return taken and not any(map(_negative, self.singles))
 
     def update(self, groups: Sequence[Group]) -> None:
-        """One step of the parameters that have a gradient."""
-        counts = self.counts + self.located.present
-        cpu.run(self.rule, self.segments, self._rows(groups, counts))
-        self.located.touch()
-        self.counts[:] = counts
+        """One step of the parameters that have a gradient; they were located just before."""
+        upcoming = self.located.upcoming
+        cpu.run(self.rule, self.segments, self._rows(groups, upcoming))
+        self.counts[:] = upcoming
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Move all parameters to where the next step takes the gradient."""
+        self.even = False
         every = replace(self.segments, blocks=self.blocks)
         cpu.shift(self.rule, every, self._rows(groups, self.counts + 1))
 
     def _rows(self, groups: Sequence[Group], counts: NDArray[np.float32]) -> NDArray[Any]:
         """Coefficients, one row per group and step count; the table is told which is whose."""
         rows: list[Row]
-        first = counts[0]
-        if (counts == first).all():
-            rows = [self.rule.row(groups[g], int(first)) for g in self.groups]
-            self.segments.rows[:] = self.group_rows
+        if self.even:
+            count = int(counts.item(0))
+            rows = [self.rule.row(groups[g], count) for g in self.groups]
+            which = self.group_rows
         else:
             pairs, which = np.unique(
                 np.stack([self.group_rows, counts], axis=1), axis=0, return_inverse=True
@@ -98,6 +91,8 @@ class Batch:
             rows = [
                 self.rule.row(groups[self.groups[int(g)]], max(int(count), 1)) for g, count in pairs
             ]
+        if which is not self.which:
+            self.which = which
             self.segments.rows[:] = which.ravel()
         return np.array(rows, dtype=self.dtype)
 
@@ -147,7 +142,7 @@ class Plan:
         """
         groups = optimizer.param_groups
         self.rules = [optimizer.rule_of(group).resolve(group) for group in groups]
-        self.parameters = [list(group["params"]) for group in groups]
+        self.parameters = [Items(group["params"]) for group in groups]
         waiting: list[Tensor] = []
         kinds: dict[tuple[Rule, torch.dtype], list[Member]] = {}
         loose: list[tuple[Rule, Member]] = []
@@ -172,22 +167,19 @@ class Plan:
                 self.batches.append(Batch(rule, together))
         self.loose = [Loose(rule, member) for rule, member in loose]
         self.waiting = addresses.Waiting(waiting) if waiting else None
-        self.state = optimizer.state
-        self.states = list(optimizer.state.values())
+        self.state = Values(optimizer.state)
 
     def holds(self, optimizer: "RuleOptimizer") -> bool:
         """Whether groups, rules and state are still the objects that the plan was made for."""
         groups = optimizer.param_groups
         return (
-            optimizer.state is self.state
-            and _identical(optimizer.state.values(), self.states)
+            self.state.hold(optimizer.state)
             and len(groups) == len(self.rules)
             and all(
-                optimizer.rule_of(group).resolve(group) is rule
-                and _identical(group["params"], parameters)
+                optimizer.rule_of(group).resolve(group) is rule and parameters.hold(group["params"])
                 for group, rule, parameters in zip(groups, self.rules, self.parameters, strict=True)
             )
-            and all(batch.holds() for batch in self.batches)
+            and all(batch.entries.hold() for batch in self.batches)
         )
 
     def locate(self) -> bool:
@@ -204,18 +196,19 @@ class Plan:
 
     def update(self, groups: Sequence[Group]) -> None:
         """One step of every parameter that has a gradient; addresses were read just before."""
-        for taken in (*self.batches, *self.loose):
-            taken.update(groups)
+        for batch in self.batches:
+            batch.update(groups)
+        for loose in self.loose:
+            loose.update(groups)
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Move the parameters to where their rules take the gradient, where that is elsewhere."""
-        for taken in (*self.batches, *self.loose):
-            if taken.rule.point is not None:
-                taken.shift(groups)
-
-
-def _identical(some: Collection[Any], others: Collection[Any]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))
+        for batch in self.batches:
+            if batch.rule.point is not None:
+                batch.shift(groups)
+        for loose in self.loose:
+            if loose.rule.point is not None:
+                loose.shift(groups)
 
 
 def _started(state: dict[str, Any] | None, rule: Rule) -> bool:
