@@ -164,6 +164,7 @@ class _Journal:
         for i, replica in enumerate(evaluation.replicas):
             if evaluation.diverged_at[i]:
                 self._end(replica, "diverged", int(evaluation.diverged_at[i]), evaluation.epoch - 1)
+                self._outcomes[replica]["seconds"] = float(evaluation.seconds[i])
                 continue
             point = {
                 "epoch": evaluation.epoch,
@@ -203,7 +204,7 @@ class _Journal:
                 | {
                     "epochs_to_target": reached.get("epoch"),
                     "seconds_to_target": reached.get("seconds"),
-                    "seconds": final.get("seconds", 0.0),
+                    "seconds": outcome["seconds"] or final.get("seconds", 0.0),
                 }
             )
         return rows, self._curves
@@ -231,6 +232,7 @@ class _Journal:
             "epoch": epoch,
             "test_loss": None,
             "test_metric": None,
+            "seconds": 0.0,
         }
 
 

@@ -1,0 +1,58 @@
+"""How every figure looks."""
+
+import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
+
+__all__ = ["finish", "number", "shade"]
+
+_INK, _GRID = "#222222", "#e6e6e6"
+_FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
+
+
+def finish(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
+    """Fonts, grid, legend above if any, ``height`` in pixels; the width is the reader's."""
+    figure.update_layout(
+        template="none",
+        font={"family": _FONT, "size": 13, "color": _INK},
+        height=height,
+        margin={"l": 70, "r": 20, "t": 80 if legend else 30, "b": 55},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+        },
+        hoverlabel={"bgcolor": "white", "font": {"color": _INK}},
+    )
+    axis = {
+        "gridcolor": _GRID,
+        "linecolor": "#999999",
+        "showline": True,
+        "zeroline": False,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickfont": {"size": 11},
+        "title_font": {"size": 12},
+    }
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    figure.update_annotations(font={"size": 13, "color": _INK})
+    return figure
+
+
+def shade(color: str) -> str:
+    """The same colour, nearly transparent, for bands."""
+    red, green, blue = hex_to_rgb(color)
+    return f"rgba({red}, {green}, {blue}, 0.18)"
+
+
+def number(value: float) -> str:
+    """Three significant digits, with an exponent only where zeros would pile up."""
+    if value == 0 or 1e-4 <= abs(value) < 1e4:
+        return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

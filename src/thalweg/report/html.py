@@ -1,0 +1,204 @@
+"""The report: one HTML file that opens offline, verdict first."""
+
+import math
+import os
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from thalweg.figures import learning_curves, metric_against_lr, number, time_to_target
+from thalweg.optim.registry import OPTIMIZERS
+from thalweg.report.words import columns, metric_text, summary_rows, target_text
+from thalweg.studies import StudyResult
+
+__all__ = ["figures", "result_html", "write"]
+
+_CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+
+
+def figures(result: StudyResult) -> dict[str, go.Figure]:
+    """All figures of a study, by name, in the report's order."""
+    task = result.task
+    drawn = {
+        "metric_against_lr": metric_against_lr(result.trials, task.metric, task.percent),
+        "learning_curves": learning_curves(
+            result.best_curves,
+            list(result.summary["optimizer"]),
+            task.loss,
+            task.metric,
+            task.percent,
+        ),
+    }
+    if result.spec.target is not None:
+        drawn["time_to_target"] = time_to_target(result.summary, target_text(result))
+    return drawn
+
+
+def write(result: StudyResult, path: str | Path) -> Path:
+    """Write the report of a study.
+
+    Args:
+        result: of the study.
+        path: of the file; its folder is made if missing.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: if it cannot be written; a report that stood there before is then untouched.
+    """
+    path = Path(path)
+    page = _render(
+        "report.html",
+        result=result,
+        target=target_text(result),
+        figures={name: _embed(figure, name) for name, figure in figures(result).items()},
+        plotly=Markup(get_plotlyjs()),
+        runs=_runs(result),
+        metric_text=lambda value: metric_text(result, value),
+        method=_method(result),
+        labels={name: OPTIMIZERS[name].label for name in result.spec.optimizers},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def result_html(result: StudyResult) -> str:
+    """What a notebook shows: verdict and summary."""
+    return _render("notebook.html", result=result)
+
+
+def _render(template: str, result: StudyResult, **values: Any) -> str:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(
+            lambda name: (files("thalweg.report") / "templates" / name).read_text("utf-8")
+        ),
+    )
+    return environment.get_template(template).render(
+        result=result, columns=columns(result), rows=summary_rows(result), **values
+    )
+
+
+def _embed(figure: go.Figure, name: str) -> Markup:
+    return Markup(  # noqa: S704 (plotly escapes what it embeds)
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            config=_CONFIG,
+            default_width="100%",
+            div_id=name,
+        )
+    )
+
+
+def _runs(result: StudyResult) -> tuple[list[str], list[list[tuple[str, Any]]]]:
+    """Heading and cells of the table of all runs: what is shown, and what it sorts by."""
+    metric = result.task.metric
+    heads = [
+        "optimizer",
+        "learning rate",
+        "seed",
+        "outcome",
+        "last step",
+        "training loss",
+        "validation loss",
+        f"validation {metric}",
+        f"test {metric}",
+        "epochs to target",
+        "seconds",
+    ]
+    rows = []
+    for run in result.runs.itertuples():
+        numbers = (run.train_loss, run.validation_loss)
+        metrics = (run.validation_metric, run.test_metric)
+        rows.append(
+            [
+                (OPTIMIZERS[run.optimizer].label, OPTIMIZERS[run.optimizer].label),
+                (number(run.lr), run.lr),
+                (str(run.seed), run.seed),
+                (run.outcome, run.outcome),
+                (str(run.step), run.step),
+                *((_shown(v, number), v) for v in numbers),
+                *((metric_text(result, v), v) for v in metrics),
+                (_shown(run.epochs_to_target, number), run.epochs_to_target),
+                (_shown(run.seconds, number), run.seconds),
+            ]
+        )
+    return heads, [[(text, "" if _missing(key) else key) for text, key in row] for row in rows]
+
+
+def _missing(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _shown(value: float, how: Any) -> str:
+    return "–" if math.isnan(value) else how(value)
+
+
+def _method(result: StudyResult) -> list[tuple[str, str]]:
+    """How it was done: what, and in words."""
+    spec, task, machine = result.spec, result.task, result.environment
+    rates = "; ".join(
+        f"{OPTIMIZERS[name].label} {len(values)} from {number(values[0])} to {number(values[-1])}"
+        for name, values in spec.lrs
+    )
+    return [
+        (
+            "Task",
+            f"{task.name}: {task.title}; {task.n_train} samples for training, {task.n_validation} "
+            f"for validation, {task.n_test} for test; {task.loss}; a model of "
+            f"{task.parameters:,} parameters",
+        ),
+        (
+            "Budget",
+            f"{spec.steps} steps of {spec.batch_size} samples for every run "
+            f"({spec.steps / spec.steps_per_epoch:.3g} epochs), the same number of settings and "
+            f"seeds for every optimizer",
+        ),
+        ("Learning rates", rates),
+        (
+            "Seeds",
+            f"{', '.join(map(str, spec.seeds))}. A seed sets initial weights and the order of "
+            "batches, the same for all optimizers",
+        ),
+        (
+            "Selection",
+            "the learning rate by its mean on validation data at the end of training, among those "
+            "that no seed failed at; what is reported comes from test data, which nothing was "
+            "chosen on",
+        ),
+        (
+            "Failed runs",
+            "diverged (a loss that is not finite, or 1,000 times that of the first step), stopped "
+            "and timed out runs are counted and shown, and enter no mean",
+        ),
+        ("Learning curves", "at the chosen learning rate; median and range over seeds"),
+        (
+            "Machine",
+            f"{machine['processor']}, {machine['threads']} threads, device {machine['device']}; "
+            f"Thalweg {machine['thalweg']}, torch {machine['torch']}, Python {machine['python']}; "
+            f"{machine['backend']} passes; the study took {result.seconds:.1f} seconds",
+        ),
+        ("Specification", f"{spec.hash} (the same hash, the same numbers)"),
+    ]
