@@ -258,4 +258,4 @@ def _overlap(parameters: Sequence[Tensor]) -> list[bool]:
     apart[:-1] |= with_earlier[1:]
     shared = np.empty_like(apart)
     shared[order] = apart
-    return list(shared)
+    return [bool(s) for s in shared]

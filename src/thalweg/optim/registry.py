@@ -71,7 +71,13 @@ _ROWS = (
             _same(lr=0.05, momentum=0.9),
             _same(lr=0.05, momentum=0.9, dampening=0.5, weight_decay=1e-3),
             _same(lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
-            _alone(_DECOUPLED, lr=0.1, weight_decay=1e-2, decoupled_weight_decay=True),
+            # Without momentum the two decays are one.
+            _like(
+                {"lr": 0.1, "weight_decay": 1e-2},
+                lr=0.1,
+                weight_decay=1e-2,
+                decoupled_weight_decay=True,
+            ),
         ),
         invalid=(
             *_COMMON_INVALID,
@@ -105,7 +111,8 @@ _ROWS = (
             _same(lr=0.05, momentum=0.5, dampening=0.3, weight_decay=1e-3),
             _same(lr=1e-3, momentum=0.9, maximize=True),
             _like({"lr": 0.05, "momentum": 0.9}, lr=0.05, form="sutskever"),
-            _alone("torch.optim has no moving average", lr=0.5, form="ewma"),
+            # The average is 1 - mu times the sum.
+            _like({"lr": 0.05, "momentum": 0.9}, lr=0.5, form="ewma"),
             _alone("torch.optim has no moving average", lr=0.5, form="ewma", bias_correction=True),
             _alone(_DECOUPLED, lr=0.05, weight_decay=1e-2, decoupled_weight_decay=True),
         ),

@@ -1,0 +1,87 @@
+"""Every row of the registry against torch.optim, or against its formula where torch has none."""
+
+import inspect
+import re
+from itertools import combinations
+
+import pytest
+import torch
+
+from tests.optim.digits import CASES, distance, name_of, network, train
+from tests.optim.literal import Literal
+from thalweg.optim.registry import OPTIMIZERS
+
+STEPS = 100
+
+
+def oracle_of(entry, valid, model):
+    if valid.oracle is None:
+        return Literal(entry.name, model, valid.arguments)
+    return entry.oracle(model.parameters(), **valid.oracle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_weights_after_100_steps(case, dtype):
+    entry, valid = case
+    ours, theirs = network(dtype), network(dtype)
+    train(ours, entry.constructor(ours.parameters(), **valid.arguments), STEPS)
+    train(theirs, oracle_of(entry, valid, theirs), STEPS)
+    assert distance(ours, network(dtype)) > 1e-4, "it should have moved"
+    allowed = entry.tolerance.float32 if dtype == torch.float32 else entry.tolerance.float64
+    assert distance(ours, theirs) < allowed
+
+
+# Arguments that change nothing on this network could be ignored without a test noticing.
+@pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+def test_different_arguments_lead_elsewhere(entry):
+    ends = [
+        train(model := network(), entry.constructor(model.parameters(), **valid.arguments), 20)
+        for valid in entry.valid
+    ]
+    for (i, a), (j, b) in combinations(enumerate(entry.valid), 2):
+        # Two forms of one path: Sutskever's momentum at a constant rate, for one.
+        same = a.oracle is not None and a.oracle == b.oracle
+        assert (distance(ends[i], ends[j]) < 1e-12) == same, (a.arguments, b.arguments)
+
+
+@pytest.mark.parametrize(
+    ("entry", "invalid"),
+    [(entry, invalid) for entry in OPTIMIZERS.values() for invalid in entry.invalid],
+    ids=lambda x: getattr(x, "name", None) or str(dict(x.arguments)),
+)
+def test_invalid_arguments_are_named(entry, invalid):
+    with pytest.raises(ValueError, match=invalid.message) as raised:
+        entry.constructor([torch.zeros(3)], **invalid.arguments)
+    assert str(raised.value).startswith(entry.constructor.__name__)
+
+
+@pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+def test_a_bad_override_names_its_group(entry):
+    optimizer = entry.constructor([torch.zeros(3)])
+    message = re.escape("parameter group 1: lr must be in [0, inf), got -1.0")
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [torch.zeros(2)], "lr": -1.0})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+def test_signature_and_defaults_are_torchs(entry):
+    ours = inspect.signature(entry.constructor).parameters
+    theirs = inspect.signature(entry.oracle).parameters
+    if entry.name in ("momentum", "nag"):  # their defaults and order are their own
+        shared = {"params", "lr", "weight_decay"}
+        assert shared <= set(ours)
+        return
+    positional = [n for n, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default
+        assert ours[name].kind == parameter.kind
+
+
+def test_names_labels_and_colors_are_distinct():
+    rows = OPTIMIZERS.values()
+    for attribute in ("name", "label", "color", "constructor", "rule"):
+        assert len({getattr(row, attribute) for row in rows}) == len(rows) == 7
+    assert list(OPTIMIZERS) == [row.name for row in rows]
