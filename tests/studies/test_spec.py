@@ -79,7 +79,7 @@ def test_steps_instead_of_epochs():
         ("steps", {"steps": 5, "epochs": 5}, "not both"),
         ("batch_size", {"batch_size": 0}, "at least 1, got 0"),
         ("batch_size", {"batch_size": 5000}, r"5000 is more than the 1077 training samples"),
-        ("target", {"target": 95.0}, r"95 is no accuracy; give a fraction"),
+        ("target", {"target": 95}, r"95 is no accuracy; give a fraction"),
         ("target", {"target": float("inf")}, "finite"),
         ("patience", {"patience": 0}, "at least 1"),
         ("name", {"name": "a/b"}, "cannot name a study"),

@@ -161,7 +161,7 @@ class _Journal:
         """Note an evaluation; the replicas to be stopped."""
         stop = []
         last = evaluation.step == self._spec.steps
-        for i, replica in enumerate(evaluation.replicas):
+        for i, replica in enumerate(evaluation.replicas.tolist()):
             if evaluation.diverged_at[i]:
                 self._end(replica, "diverged", int(evaluation.diverged_at[i]), evaluation.epoch - 1)
                 self._outcomes[replica]["seconds"] = float(evaluation.seconds[i])
@@ -187,7 +187,7 @@ class _Journal:
                 }
             elif self._spec.patience is not None and waited >= self._spec.patience:
                 self._end(replica, "stopped", evaluation.step, evaluation.epoch)
-                stop.append(int(replica))
+                stop.append(replica)
             else:
                 self._outcomes[replica] |= {"step": evaluation.step, "epoch": evaluation.epoch}
         return stop

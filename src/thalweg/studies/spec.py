@@ -15,7 +15,7 @@ from thalweg.tasks import Task
 
 __all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "plan", "specify"]
 
-LearningRates: TypeAlias = str | float | int | Sequence[float | int] | Mapping[str, Sequence[float]]
+LearningRates: TypeAlias = str | float | Sequence[float] | Mapping[str, Sequence[float]]
 
 # Raised whenever the same specification would give other numbers than before.
 METHOD = 1

@@ -1,0 +1,34 @@
+import os
+import shutil
+
+import pytest
+
+# Threads of several OpenMP runtimes on two cores wait for each other by spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session")
+def small_result():
+    """A real study, small enough to be run once for many tests: two optimizers, some divergence."""
+    import thalweg
+
+    return thalweg.study(
+        "digits", ["sgd", "adam"], lr={"sgd": [0.03, 0.3, 1e30], "adam": [3e-4, 3e-3]}, seeds=3,
+        epochs=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if path is None:
+        pytest.skip("no Chromium here to open the report in")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
