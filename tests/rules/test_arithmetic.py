@@ -68,8 +68,8 @@ def test_4_gradient_descent_on_a_parabola(curvature):
     assert after(rules.SGD, 2.005 / curvature, 10_000) > 1e8
     for mu in (0.5, 0.9):
         edge = 2 * (1 + mu) / curvature
-        assert after(rules.MOMENTUM, 0.99 * edge, 10_000, momentum=mu) < 1e-4
-        assert after(rules.MOMENTUM, 1.01 * edge, 10_000, momentum=mu) > 1e4
+        assert after(rules.MOMENTUM, 0.99 * edge, 600, momentum=mu) < 1e-4
+        assert after(rules.MOMENTUM, 1.01 * edge, 600, momentum=mu) > 1e4
 
 
 def test_5_sutskevers_momentum_parts_from_torchs_when_the_rate_changes():

@@ -31,8 +31,11 @@ def step(
     """
     rule = rule.resolve(hyper)
     row = [np.float64(c) for c in rule.row(hyper, count)]
-    p, g = prepare(p, g, *row[:3])
-    return tuple(np.asarray(a) for a in rule.update(p, g, *state, *row[3:]))
+    # Numbers beyond all bounds are what a diverging run looks like; the other executors, too,
+    # go on without a warning.
+    with np.errstate(all="ignore"):
+        p, g = prepare(p, g, *row[:3])
+        return tuple(np.asarray(a) for a in rule.update(p, g, *state, *row[3:]))
 
 
 def descend(
