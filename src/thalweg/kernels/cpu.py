@@ -7,6 +7,7 @@ study is only one more segment with coefficients of its own.
 """
 
 import marshal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -162,7 +163,7 @@ def _compile(kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], *sha
     compiled = numba.njit(parallel=True, nogil=True, **JIT)(kernel)
     fingerprint = _fingerprint(maths_of_rule)
     if fingerprint is not None:
-        key = repr((fingerprint, _fingerprint(prepare), shape))
+        key = repr((fingerprint, maths_of_rule.__module__, _fingerprint(prepare), shape))
         compiled._cache = _RuleCache(kernel, sha256(key.encode()).digest())
     return compiled
 
@@ -192,6 +193,9 @@ def _fingerprint(function: Callable[..., Any]) -> bytes | None:
         if used is not maths and getattr(used, "__module__", None) != maths.__name__:
             return None
     if function.__defaults__ or function.__kwdefaults__:
+        return None
+    # A compiled kernel imports the module again; one loaded by its path alone it would not find.
+    if function.__module__ not in sys.modules:
         return None
     # Version 2 of the format is the last whose bytes do not depend on reference counts.
     return marshal.dumps(code.replace(co_filename="", co_firstlineno=1), 2)

@@ -34,7 +34,9 @@ def step(
     # Numbers beyond all bounds are what a diverging run looks like; the other executors, too,
     # go on without a warning.
     with np.errstate(all="ignore"):
-        p, g = prepare(p, g, *row[:3])
+        sign, coupled, shrink = row[:3]
+        # Zero times an infinite parameter would be NaN.
+        p, g = prepare(p, g, sign, coupled, shrink) if coupled else (shrink * p, sign * g)
         return tuple(np.asarray(a) for a in rule.update(p, g, *state, *row[3:]))
 
 

@@ -27,8 +27,8 @@ def absolute(x: Any) -> Any:
 
 
 def sign(x: Any) -> Any:
-    """-1, 0 or 1, elementwise."""
-    return np.sign(x) if _is_numpy(x) else x.sign()
+    """-1, 0 or 1, elementwise; NaN stays NaN, as NumPy has it (torch makes it 0)."""
+    return np.sign(x) if _is_numpy(x) else where(x != x, x, x.sign())
 
 
 def maximum(x: Any, y: Any) -> Any:

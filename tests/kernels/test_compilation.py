@@ -1,0 +1,108 @@
+"""When a kernel is compiled, and when it is taken from the disk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tests.kernels.executors import by_kernel, start
+from thalweg import rules
+from thalweg.kernels import cpu
+
+PROGRAM = """
+import importlib.util, sys
+import numpy as np
+from thalweg.kernels import cpu
+
+spec = importlib.util.spec_from_file_location("own", sys.argv[1])
+own = importlib.util.module_from_spec(spec)
+if sys.argv[2] == "known":
+    sys.modules["own"] = own
+spec.loader.exec_module(own)
+p, g = np.ones(4), np.ones(4)
+segments = cpu.Segments.of([4], [0], 0)
+segments.table[0, 1:] = p.ctypes.data, g.ctypes.data
+cpu.run(own.RULE, segments, np.array([own.RULE.row(own.RULE.complete({}), 1)]))
+stats = cpu._step_kernel(own.RULE.update, 0, 1).stats
+print(p[0], sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+OWN = """
+from thalweg.rules import Number, Rule
+
+def update(p, g, lr):
+    return (p {sign} lr * g,)
+
+RULE = Rule("own", (Number("lr", 0.25),), (), lambda h, t: (h["lr"],), update)
+"""
+
+
+def test_no_hyperparameter_recompiles():
+    rule = rules.ADAM
+    p, g, state = start(rule, 10)
+    kernel = cpu._step_kernel(rule.update, 2, 8)
+    for lr, betas, decay in ((0.1, (0.9, 0.99), 0.0), (0.2, (0.5, 0.9), 0.1), (0, (0, 0), 1)):
+        hyper = rule.complete({"lr": lr, "betas": betas, "weight_decay": decay})
+        by_kernel(rule, p, g, state, hyper, 3)
+        by_kernel(rule, *(a.reshape(2, 5) for a in (p, g)), state, hyper, 4)
+    assert len(kernel.signatures) == 1
+    single = [a.astype(np.float32) for a in (p, g, *state)]
+    by_kernel(rule, single[0], single[1], single[2:], hyper, 3)
+    assert len(kernel.signatures) == 2
+    assert cpu._step_kernel(rule.update, 2, 8) is kernel
+
+
+def run(path: Path, cache: Path, module: str = "known") -> tuple[float, int, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path), module],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = done.stdout.split()
+    return float(answer[0]), int(answer[1]), int(answer[2])
+
+
+def test_a_second_process_takes_the_kernel_from_disk_and_an_edited_rule_is_compiled(tmp_path):
+    path, cache = tmp_path / "own.py", tmp_path / "cache"
+    path.write_text(OWN.format(sign="-"))
+    assert run(path, cache) == (0.75, 0, 1)
+    assert run(path, cache) == (0.75, 1, 0)
+    path.write_text(OWN.format(sign="+"))
+    assert run(path, cache) == (1.25, 0, 1)
+
+
+def test_a_rule_from_a_module_that_cannot_be_imported_again_is_compiled_each_time(tmp_path):
+    path, cache = tmp_path / "own.py", tmp_path / "cache"
+    path.write_text(OWN.format(sign="-"))
+    assert run(path, cache, "unknown") == (0.75, 0, 1)
+    assert run(path, cache, "unknown") == (0.75, 0, 1)
+
+
+def scaled(scale):
+    return lambda p, g, lr: (p - scale * lr * g,)
+
+
+def test_what_leans_on_unseen_values_is_not_cached():
+    assert cpu._fingerprint(rules.ADAM.update) is not None
+    assert cpu._fingerprint(scaled(2.0)) is None
+    assert cpu._fingerprint(lambda p, g, lr: (p - start(p) * g,)) is None
+    assert cpu._fingerprint(lambda p, g, lr=2.0: (p - lr * g,)) is None
+    assert cpu._fingerprint(max) is None
+
+
+def test_a_fingerprint_is_the_maths_and_not_where_it_stands():
+    def one(p, g, lr):
+        return (p - lr * g,)
+
+    first = one
+
+    def one(p, g, lr):
+        return (p - lr * g,)
+
+    def other(p, g, lr):
+        return (p - lr * g * g,)
+
+    assert cpu._fingerprint(first) == cpu._fingerprint(one) != cpu._fingerprint(other)
