@@ -88,9 +88,7 @@ def test_student_interval_by_hand():
 def test_student_interval_covers_as_it_says():
     rng = np.random.default_rng(1)
     trials = 2000
-    hits = sum(
-        (i := interval(rng.normal(3.0, 2.0, 5))).low <= 3.0 <= i.high for _ in range(trials)
-    )
+    hits = sum((i := interval(rng.normal(3.0, 2.0, 5))).low <= 3.0 <= i.high for _ in range(trials))
     # Fixed in number: a two-sided z-test of the share at one in ten thousand.
     z = (hits / trials - 0.95) / math.sqrt(0.95 * 0.05 / trials)
     assert abs(z) < stats.norm.ppf(1 - 0.5e-4)
@@ -160,7 +158,9 @@ def test_a_tie_is_called_a_tie():
 def test_pairing_over_seeds_tells_apart_what_overlaps():
     # Seeds differ by far more than the optimizers, which differ by one point on each.
     hard = np.array([0.60, 0.70, 0.80, 0.90])
-    found = run({"adam": {0.1: list(hard + 0.01)}, "sgd": {0.1: list(hard + [0, 1e-4, 0, -1e-4])}})
+    found = run(
+        {"adam": {0.1: list(hard + 0.01)}, "sgd": {0.1: list(hard + np.array([0, 1e-4, 0, -1e-4]))}}
+    )
     assert not found.comparisons["tied"].any()
 
 
@@ -172,7 +172,9 @@ def test_correction_for_the_number_of_comparisons():
     alone = run({"adam": {0.1: best}, "sgd": {0.1: other}})
     assert not alone.comparisons["tied"].any()
     low = [0.1, 0.2, 0.15, 0.12]
-    crowd = run({"adam": {0.1: best}, "sgd": {0.1: other}, "nag": {0.1: low}, "rmsprop": {0.1: low}})
+    crowd = run(
+        {"adam": {0.1: best}, "sgd": {0.1: other}, "nag": {0.1: low}, "rmsprop": {0.1: low}}
+    )
     assert crowd.comparisons["confidence"][0] == pytest.approx(1 - 0.05 / 3)
     assert dict(zip(crowd.comparisons["optimizer"], crowd.comparisons["tied"], strict=True)) == {
         "sgd": True,

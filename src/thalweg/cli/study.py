@@ -179,7 +179,10 @@ class _Line(AbstractContextManager[Any]):
 
     def _show(self, p: "Progress") -> None:
         if self._enabled:
-            self._live.update(
+            from rich.text import Text
+
+            line = (
                 f"{p.alive} runs alive, {p.done} of {p.runs} ended · epoch {p.epoch} of {p.epochs} "
                 f"· {p.steps_per_second:,.0f} steps/s · {p.seconds_left:.0f} s left"
             )
+            self._live.update(Text(line))

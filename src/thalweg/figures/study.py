@@ -121,17 +121,20 @@ def learning_curves(
     )
     parts = (
         ("train_loss", 1, "#8a8a8a", "dot", "training loss, mean of an epoch's batches"),
-        ("validation_loss", 1, None, "solid", "validation loss"),
-        ("validation_metric", 2, None, "solid", f"validation {metric}"),
+        ("validation_loss", 1, "", "solid", "validation loss"),
+        ("validation_metric", 2, "", "solid", f"validation {metric}"),
     )
-    for dash, color, legend in (("dot", "#8a8a8a", parts[0][4]), ("solid", "#111111", "validation")):
+    for dash, color, words in (
+        ("dot", "#8a8a8a", parts[0][4]),
+        ("solid", "#111111", "validation"),
+    ):
         # The legend stands for all panels, whose lines have colours of their own.
         figure.add_scatter(
-            x=[None], y=[None], mode="lines", line={"dash": dash, "color": color}, name=legend
+            x=[None], y=[None], mode="lines", line={"dash": dash, "color": color}, name=words
         )
     for column, name in enumerate(names, start=1):
         mine = best_curves[best_curves["optimizer"] == name]
-        for quantity, row, color, dash, legend in parts:
+        for quantity, row, color, dash, words in parts:
             scale = 100 if percent and quantity == "validation_metric" else 1
             _band(
                 figure,
@@ -140,7 +143,7 @@ def learning_curves(
                 scale,
                 color or OPTIMIZERS[name].color,
                 {
-                    "name": legend,
+                    "name": words,
                     "showlegend": False,
                     "line": {"dash": dash, "width": 1.8},
                     "text": [OPTIMIZERS[name].label] * len(mine),

@@ -87,7 +87,7 @@ def _fuse_bias(node: Node) -> None:
             with node.graph.inserting_before(node):
                 fused = node.graph.call_function(
                     _aten.baddbmm.default,
-                    (bias, *product.args),  # type: ignore[arg-type]
+                    (bias, *product.args),
                 )
             fused.meta = node.meta
             _replace(node, fused)

@@ -196,7 +196,10 @@ def train(
             present[alive],
             first[alive],
             seen.mean(0)[alive],
-            *(s[alive] for s in (*scores, *tested)),
+            scores[0][alive],
+            scores[1][alive],
+            tested[0][alive],
+            tested[1][alive],
             (seconds[present] + updates.seconds)[alive],
         )
         stopped = np.isin(present, list(stop(evaluation)))

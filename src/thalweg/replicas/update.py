@@ -197,7 +197,9 @@ class _KernelGroup(_Group):
         size = np.array([n * self._dtype.itemsize for n in lengths])
         rows = np.array([place[m] for m in self.alive], dtype=np.int64)
         segments = cpu.Segments.of(
-            lengths * len(rows), np.repeat(rows, len(lengths)), len(self.rule.state)
+            lengths * len(rows),
+            np.repeat(rows, len(lengths)).tolist(),
+            len(self.rule.state),
         )
         self._offsets = self.alive[:, None] * size
         base = np.array([p.data_ptr() for p in self._parameters])

@@ -101,7 +101,7 @@ def _render(template: str, result: StudyResult, **values: Any) -> str:
 
 
 def _embed(figure: go.Figure, name: str) -> Markup:
-    return Markup(  # noqa: S704 (plotly escapes what it embeds)
+    return Markup(
         figure.to_html(
             full_html=False,
             include_plotlyjs=False,

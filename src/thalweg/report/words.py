@@ -61,7 +61,9 @@ def columns(result: StudyResult) -> list[Column]:
             f"test {metric}, mean and 95 % interval",
             "Result of that rate on test data at the end of training, over seeds.",
         ),
-        Column("epochs to\ntarget", "epochs to target", f"Epochs until {target}, median over seeds."),
+        Column(
+            "epochs to\ntarget", "epochs to target", f"Epochs until {target}, median over seeds."
+        ),
         Column(
             "seconds to\ntarget",
             "seconds to target",

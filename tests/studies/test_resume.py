@@ -1,0 +1,165 @@
+"""A study killed at any moment goes on where its record ends, with the same numbers."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import thalweg
+from thalweg import studies
+from thalweg.studies.store import Store
+
+# Four chunks of 126 runs, on two cores a few seconds' work.
+ASKED = {"seeds": 8, "epochs": 12, "name": "killed"}
+COLUMNS = [
+    "run", "outcome", "step", "epoch", "train_loss", "validation_loss", "validation_metric",
+    "test_loss", "test_metric", "epochs_to_target",
+]  # fmt: skip
+
+SCRIPT = """
+import sys, thalweg
+thalweg.study("digits", db=sys.argv[1], resume=True, **{asked!r})
+"""
+
+
+def start(db: Path) -> subprocess.Popen:
+    script = SCRIPT.format(asked=ASKED)
+    return subprocess.Popen([sys.executable, "-c", script, str(db)], start_new_session=True)
+
+
+def committed(db: Path) -> pd.DataFrame:
+    try:
+        with sqlite3.connect(f"file:{db}?mode=ro", uri=True) as connection:
+            return pd.read_sql("select * from outcomes order by id", connection)
+    except (sqlite3.Error, pd.errors.DatabaseError):
+        return pd.DataFrame({"run": []})
+
+
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.sort_values("run")[COLUMNS].reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return thalweg.study("digits", **ASKED)
+
+
+def test_killed_at_any_moment(tmp_path, undisturbed):
+    db = tmp_path / "study.db"
+    kills, seen = 0, committed(db)
+    # Kill once before anything is on record, and then after each new chunk, in the midst of the
+    # next one; what was on record must be there, unchanged, the next time.
+    while True:
+        process = start(db)
+        deadline = time.monotonic() + 120
+        before = len(seen)
+        while process.poll() is None and time.monotonic() < deadline:
+            now = committed(db)
+            if (kills == 0 and db.exists()) or len(now) > before:
+                time.sleep(0.05)
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.wait(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+        now = committed(db)
+        if len(seen):
+            pd.testing.assert_frame_equal(now.iloc[: len(seen)], seen)
+        seen = now
+        assert kills < 20
+    assert kills >= 3
+    final = committed(db)
+    assert not final["run"].duplicated().any()
+    assert len(final) == 504
+    store = Store(db)
+    runs, curves = store.frames(store.latest("killed")[0])
+    store.close()
+    pd.testing.assert_frame_equal(numbers(runs), numbers(undisturbed.runs), check_exact=True)
+    keys = ["run", "epoch"]
+    pd.testing.assert_frame_equal(
+        curves.sort_values(keys).drop(columns="seconds").reset_index(drop=True),
+        undisturbed.curves.sort_values(keys).drop(columns="seconds").reset_index(drop=True),
+        check_exact=True,
+    )
+
+
+def test_resuming_a_finished_study_trains_nothing(tmp_path):
+    asked = {"optimizers": ["adam"], "lr": [0.01], "seeds": 2, "epochs": 2, "db": tmp_path / "a.db"}
+    first = thalweg.study("wine", **asked)
+    calls = []
+    again = thalweg.study("wine", resume=True, progress=calls.append, **asked)
+    assert calls == []
+    pd.testing.assert_frame_equal(first.runs, again.runs)
+    assert again.verdict == first.verdict
+
+
+def test_without_resume_a_study_is_new(tmp_path):
+    asked = {"optimizers": ["adam"], "lr": [0.01], "seeds": 2, "epochs": 2, "db": tmp_path / "a.db"}
+    thalweg.study("wine", **asked)
+    thalweg.study("wine", **asked)
+    assert len(committed(tmp_path / "a.db")) == 4
+
+
+def test_another_specification_is_not_resumed(tmp_path):
+    asked = {"optimizers": ["adam"], "lr": [0.01], "seeds": 2, "db": tmp_path / "a.db"}
+    thalweg.study("wine", epochs=2, **asked)
+    with pytest.raises(thalweg.StudyError, match="has steps 6, this one asks for 9"):
+        thalweg.study("wine", epochs=3, resume=True, **asked)
+
+
+def test_time_out_is_an_outcome_and_is_taken_up_again(tmp_path):
+    asked = {"optimizers": ["adam"], "lr": [0.01, 0.001], "seeds": 3, "epochs": 3}
+    short = thalweg.study("digits", time_limit=1e-9, db=tmp_path / "a.db", **asked)
+    assert set(short.runs["outcome"]) == {"timed out"}
+    assert short.runs["test_metric"].isna().all()
+    assert "no verdict" in short.verdict
+    full = thalweg.study("digits", resume=True, db=tmp_path / "a.db", **asked)
+    assert set(full.runs["outcome"]) == {"completed"}
+    pd.testing.assert_frame_equal(
+        numbers(full.runs), numbers(thalweg.study("digits", **asked).runs)
+    )
+
+
+def test_patience_stops_runs_that_no_longer_improve():
+    found = thalweg.study(
+        "digits", ["sgd"], lr=[0.001, 1.0], seeds=2, epochs=25, patience=3, target=0.5
+    )
+    fast = found.runs[found.runs["lr"] == 1.0]
+    slow = found.runs[found.runs["lr"] == 0.001]
+    assert (fast["outcome"] == "stopped").all()
+    assert (fast["epoch"] < 25).all()
+    assert fast["test_metric"].isna().all()
+    assert (slow["outcome"] == "completed").all()
+    assert found.summary.iloc[0]["lr"] == 0.001
+
+
+def test_one_by_one_gives_the_study_and_says_why():
+    from tests.replicas import models
+
+    task = models.task(models.Branches)
+    seen: list[studies.Progress] = []
+    found = thalweg.study(task, ["sgd", "adam"], lr=[0.01], seeds=2, epochs=2, progress=seen.append)
+    assert (found.runs["outcome"] == "completed").all()
+    assert found.environment["backend"] == "one by one"
+    assert any("vmap cannot take this model" in note for note in found.notes)
+    assert max(p.alive for p in seen) == 1
+    assert seen[-1].done == 4
+
+
+def test_progress_tells_how_far():
+    seen: list[studies.Progress] = []
+    thalweg.study("digits", ["sgd"], lr=[0.1, 1e30], seeds=2, epochs=3, progress=seen.append)
+    assert [p.epoch for p in seen] == [1, 2, 3]
+    assert seen[0].alive == 2
+    assert seen[0].done == 2
+    assert seen[-1].seconds_left == 0
+    assert all(p.steps_per_second > 0 and p.runs == 4 for p in seen)
