@@ -1,7 +1,7 @@
 """How a rule runs on any dense torch tensor: the same maths as torch operations.
 
 Slower than the CPU kernel, and takes what that cannot: other devices, half precision,
-non-contiguous storage.
+non-contiguous storage. Half precision is computed in float32 and rounded once, when it is stored.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,14 @@ def step(rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row) ->
             value a replica.
     """
     sign, coupled, shrink, *coefficients = row
+    stored = p, *state
+    if p.dtype in (torch.float16, torch.bfloat16):
+        p, g, state = p.float(), g.float(), [s.float() for s in state]
     # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
     skip = isinstance(coupled, float) and coupled == 0
     decayed, prepared = (shrink * p, sign * g) if skip else prepare(p, g, sign, coupled, shrink)
     new = rule.update(decayed, prepared, *state, *coefficients)
-    for old, value in zip((p, *state), new, strict=True):
+    for old, value in zip(stored, new, strict=True):
         old.copy_(value)
 
 

@@ -172,7 +172,9 @@ class NAG(RuleOptimizer):
             None,
             lr=lr,
             momentum=momentum,
+            # For torch.optim.SGD, should it load a checkpoint of ours.
             dampening=0.0,
+            nesterov=True,
             weight_decay=weight_decay,
             form=form,
             maximize=maximize,

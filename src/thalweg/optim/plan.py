@@ -100,8 +100,9 @@ class Batch:
 class Loose:
     """A parameter that takes its step by torch operations: half precision, a transposed view."""
 
-    def __init__(self, rule: Rule, member: Member) -> None:
+    def __init__(self, rule: Rule, member: Member, shares_memory: bool) -> None:
         self.rule = rule
+        self.shares_memory = shares_memory  # with another, so that one has to come after the other
         self.p, self.group, self.state, self.owner = member
 
     def holds(self) -> bool:
@@ -111,7 +112,7 @@ class Loose:
             TypeError: for a sparse or complex gradient.
         """
         _refuse(self.p, self.owner)
-        return not _fits(self.rule, self.p, self.state)
+        return self.shares_memory or not _fits(self.rule, self.p, self.state)
 
     def update(self, groups: Sequence[Group]) -> None:
         """One step, if it has a gradient."""
@@ -145,7 +146,7 @@ class Plan:
         self.parameters = [Items(group["params"]) for group in groups]
         waiting: list[Tensor] = []
         kinds: dict[tuple[Rule, torch.dtype], list[Member]] = {}
-        loose: list[tuple[Rule, Member]] = []
+        self.loose: list[Loose] = []
         for index, (group, rule) in enumerate(zip(groups, self.rules, strict=True)):
             for place, p in enumerate(group["params"]):
                 owner = f"{type(optimizer).__name__}, parameter group {index}, parameter {place}"
@@ -157,15 +158,18 @@ class Plan:
                 if _fits(rule, p, member[2]):
                     kinds.setdefault((rule, p.dtype), []).append(member)
                 else:
-                    loose.append((rule, member))
+                    self.loose.append(Loose(rule, member, shares_memory=False))
         self.batches: list[Batch] = []
         for (rule, _), members in kinds.items():
             apart = _overlap([p for p, *_ in members])
             together = [m for m, other in zip(members, apart, strict=True) if not other]
-            loose += [(rule, m) for m, other in zip(members, apart, strict=True) if other]
+            self.loose += [
+                Loose(rule, m, shares_memory=True)
+                for m, other in zip(members, apart, strict=True)
+                if other
+            ]
             if together:
                 self.batches.append(Batch(rule, together))
-        self.loose = [Loose(rule, member) for rule, member in loose]
         self.waiting = addresses.Waiting(waiting) if waiting else None
         self.state = Values(optimizer.state)
 
