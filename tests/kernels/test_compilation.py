@@ -40,15 +40,13 @@ RULE = Rule("own", (Number("lr", 0.25),), (), lambda h, t: (h["lr"],), update)
 
 def test_no_hyperparameter_recompiles():
     rule = rules.ADAM
-    p, g, state = start(rule, 10)
     kernel = cpu._step_kernel(rule.update, 2, 8)
-    for lr, betas, decay in ((0.1, (0.9, 0.99), 0.0), (0.2, (0.5, 0.9), 0.1), (0, (0, 0), 1)):
-        hyper = rule.complete({"lr": lr, "betas": betas, "weight_decay": decay})
-        by_kernel(rule, p, g, state, hyper, 3)
-        by_kernel(rule, *(a.reshape(2, 5) for a in (p, g)), state, hyper, 4)
-    assert len(kernel.signatures) == 1
-    single = [a.astype(np.float32) for a in (p, g, *state)]
-    by_kernel(rule, single[0], single[1], single[2:], hyper, 3)
+    for dtype in (np.float64, np.float32):
+        p, g, state = start(rule, 10, dtype=dtype)
+        for lr, betas, decay in ((0.1, (0.9, 0.99), 0.0), (0.2, (0.5, 0.9), 0.1), (0, (0, 0), 1)):
+            hyper = rule.complete({"lr": lr, "betas": betas, "weight_decay": decay})
+            by_kernel(rule, p, g, state, hyper, 3)
+            by_kernel(rule, *(a.reshape(2, 5) for a in (p, g)), state, hyper, 4)
     assert len(kernel.signatures) == 2
     assert cpu._step_kernel(rule.update, 2, 8) is kernel
 
