@@ -17,7 +17,7 @@ from numba import njit, prange, types
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thalweg.kernels.memory import view
+from thalweg.kernels.memory import load
 
 __all__ = ["COMPILED", "Located", "Waiting"]
 
@@ -79,45 +79,37 @@ def _handles(tensors: Sequence[Tensor]) -> Int64Array:
 
 @njit
 def _address(tensor, numel, dtype, answer):
-    """Address of the data, or -1 if not dense, contiguous, on the CPU, and of that size and type.
-
-    An answer of few bytes lies in the first ones of ``answer``, cleared before.
-    """
-    at = answer.ctypes.data
-    answer[0] = 0
-    if _layout(tensor, at) != 0 or answer[0] != 0:
+    """Address of the data, or -1 unless dense, contiguous, on the CPU, of that size and type."""
+    # An answer is read as wide as it was written, or the processor waits for the write to end.
+    if _layout(tensor, answer) != 0 or load(answer, np.int32) != 0:
         return -1
-    answer[0] = 0
-    if _device(tensor, at) != 0 or answer[0] != 0:
+    if _device(tensor, answer) != 0 or load(answer, np.int32) != 0:
         return -1
-    answer[0] = 0
-    if _dtype(tensor, at) != 0 or answer[0] != dtype:
+    if _dtype(tensor, answer) != 0 or load(answer, np.int32) != dtype:
         return -1
-    if _numel(tensor, at) != 0 or answer[0] != numel:
+    if _numel(tensor, answer) != 0 or load(answer, np.int64) != numel:
         return -1
-    answer[0] = 0
-    if _is_contiguous(tensor, at) != 0 or answer[0] != 1:
+    if _is_contiguous(tensor, answer) != 0 or load(answer, np.uint8) == 0:
         return -1
     if numel == 0:
         return 0
     # A tensor of zeros that are not stored has no address.
-    if _data(tensor, at) != 0 or answer[0] == 0:
+    if _data(tensor, answer) != 0 or load(answer, np.int64) == 0:
         return -1
-    return answer[0]
+    return load(answer, np.int64)
 
 
 @njit
-def _implementation(tensor, answer):
+def _implementation(tensor):
     """Address of the TensorImpl that an at::Tensor points to; it is all that one holds."""
-    return view(tensor, answer, 0, 1)[0]
+    return load(tensor, np.int64)
 
 
 @njit
 def _gradient(implementation, answer):
     """Address of the ``at::Tensor`` that is a tensor's gradient, or 0 where it has none."""
     gradient = _grad(implementation)
-    answer[0] = 0
-    if _is_defined(gradient, answer.ctypes.data) != 0 or answer[0] != 1:
+    if _is_defined(gradient, answer) != 0 or load(answer, np.uint8) == 0:
         return 0
     return gradient
 
@@ -126,10 +118,11 @@ def _gradient(implementation, answer):
 _CHANGED, _UNEVEN, _STRANGE = 1, 1 << 20, 1 << 40
 
 
-@njit
+# Inlined, for handing seven arrays to a call costs as much as all of torch's answers.
+@njit(inline="always")
 def _locate_one(i, tensors, owners, lengths, dtype, table, present, counts, upcoming, answer):
     p, length = tensors[0, i], lengths[i]
-    implementation = _implementation(p, answer)
+    implementation = _implementation(p)
     if implementation != owners[i]:
         return _STRANGE
     found = 0
@@ -156,24 +149,23 @@ def _locate_one(i, tensors, owners, lengths, dtype, table, present, counts, upco
     return found
 
 
+# ``scratch`` is the address of eight bytes a parameter, for answers.
 @njit(cache=True)
-def _locate_few(tensors, owners, lengths, dtype, table, present, counts, upcoming):
-    answer = np.zeros(1, dtype=np.int64)
+def _locate_few(tensors, owners, lengths, dtype, scratch, table, present, counts, upcoming):
     found = 0
     for i in range(len(lengths)):
         found += _locate_one(
-            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, answer
+            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, scratch
         )
     return found
 
 
 @njit(cache=True, parallel=True)
-def _locate_many(tensors, owners, lengths, dtype, table, present, counts, upcoming):
-    answers = np.zeros((len(lengths), 1), dtype=np.int64)
+def _locate_many(tensors, owners, lengths, dtype, scratch, table, present, counts, upcoming):
     found = 0
     for i in prange(len(lengths)):
         found += _locate_one(
-            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, answers[i]
+            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, scratch + 8 * i
         )
     return found
 
@@ -183,16 +175,14 @@ _MANY = 128  # tensors that pay for waking a second thread
 
 @njit(cache=True)
 def _owners(tensors):
-    answer = np.zeros(1, dtype=np.int64)
-    return np.array([_implementation(t, answer) for t in tensors])
+    return np.array([_implementation(t) for t in tensors])
 
 
 @njit(cache=True)
-def _any_gradient(tensors):
-    answer = np.zeros(1, dtype=np.int64)
+def _any_gradient(tensors, scratch):
     found = False
     for t in tensors:
-        found |= _gradient(_implementation(t, answer), answer) != 0
+        found |= _gradient(_implementation(t), scratch) != 0
     return found
 
 
@@ -219,11 +209,12 @@ class Waiting:
         """Keep the parameters alive."""
         self._parameters = list(parameters)
         self._handles = _handles(parameters)
+        self._scratch = np.zeros(1, dtype=np.int64)
 
     def over(self) -> bool:
         """Whether at least one of them has a gradient now."""
         if COMPILED:
-            return bool(_any_gradient(self._handles))
+            return bool(_any_gradient(self._handles, self._scratch.ctypes.data))
         return any(p.grad is not None for p in self._parameters)
 
 
@@ -256,7 +247,14 @@ class Located:
         self.upcoming = counts.copy()
         if COMPILED:
             tensors = np.stack([_handles(row) for row in self._tensors])
-            self._fixed = tensors, _owners(tensors[0]), self._lengths, _SCALAR_TYPE[self._dtype]
+            self._scratch = np.zeros_like(self._lengths)
+            self._fixed = (
+                tensors,
+                _owners(tensors[0]),
+                self._lengths,
+                _SCALAR_TYPE[self._dtype],
+                self._scratch.ctypes.data,
+            )
             self._locate = _locate_few if len(parameters) < _MANY else _locate_many
 
     def read(self, table: Int64Array) -> tuple[bool, bool, bool]:

@@ -1,11 +1,11 @@
-"""Memory at a given address, as an array, in compiled code."""
+"""Memory at a given address, in compiled code."""
 
 from typing import Any
 
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["JIT", "view"]
+__all__ = ["JIT", "load", "view"]
 
 # Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
@@ -20,6 +20,18 @@ def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
     return pointer(address, like), codegen
+
+
+@intrinsic
+def load(typing_context: Any, address: Any, kind: Any) -> Any:
+    """The number of a NumPy type that lies at an address."""
+    number = kind.instance_type
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = context.get_value_type(types.CPointer(number))
+        return builder.load(builder.inttoptr(arguments[0], pointer))
+
+    return number(address, kind), codegen
 
 
 @njit(**JIT)
