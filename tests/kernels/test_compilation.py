@@ -25,7 +25,7 @@ p, g = np.ones(4), np.ones(4)
 segments = cpu.Segments.of([4], [0], 0)
 segments.table[0, 1:] = p.ctypes.data, g.ctypes.data
 cpu.run(own.RULE, segments, np.array([own.RULE.row(own.RULE.complete({}), 1)]))
-stats = cpu._step_kernel(own.RULE.update, 0, 1).stats
+stats = cpu._step_kernel(own.RULE.update, 0, 1, False).stats
 print(p[0], sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 OWN = """
@@ -40,7 +40,7 @@ RULE = Rule("own", (Number("lr", 0.25),), (), lambda h, t: (h["lr"],), update)
 
 def test_no_hyperparameter_recompiles():
     rule = rules.ADAM
-    kernel = cpu._step_kernel(rule.update, 2, 8)
+    kernel = cpu._step_kernel(rule.update, 2, 8, False)
     for dtype in (np.float64, np.float32):
         p, g, state = start(rule, 10, dtype=dtype)
         for lr, betas, decay in ((0.1, (0.9, 0.99), 0.0), (0.2, (0.5, 0.9), 0.1), (0, (0, 0), 1)):
@@ -48,7 +48,7 @@ def test_no_hyperparameter_recompiles():
             by_kernel(rule, p, g, state, hyper, 3)
             by_kernel(rule, *(a.reshape(2, 5) for a in (p, g)), state, hyper, 4)
     assert len(kernel.signatures) == 2
-    assert cpu._step_kernel(rule.update, 2, 8) is kernel
+    assert cpu._step_kernel(rule.update, 2, 8, False) is kernel
 
 
 def run(path: Path, cache: Path, module: str = "known") -> tuple[float, int, int]:

@@ -18,14 +18,15 @@ OTHERS = {"kernel": by_kernel, "tensors": by_tensors}
 
 @pytest.mark.parametrize("executor", OTHERS.values(), ids=list(OTHERS))
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_executors_agree(case, executor):
+@pytest.mark.parametrize("shape", [(3, 700), (3, cpu._MANY)], ids=["one thread", "all threads"])
+def test_executors_agree(case, executor, shape):
     entry, valid = case
     rule = entry.resolved(valid.arguments)
     optimizer = entry.constructor([torch.zeros(1)], **valid.arguments)
     hyper = optimizer.param_groups[0]
-    p, g, state = start(rule, (3, 700))
+    p, g, state = start(rule, shape)
     state = [
-        s + 20.0 if name == "square_avg" else s for name, s in zip(rule.state, state, strict=True)
+        s + 100.0 if name == "square_avg" else s for name, s in zip(rule.state, state, strict=True)
     ]
     expected = p, *state
     found = p, *state

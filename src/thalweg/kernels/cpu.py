@@ -35,6 +35,9 @@ Int64Array = NDArray[np.int64]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 BLOCK = 8192  # elements; four float32 arrays of it fill a quarter of a 512 KiB cache
 
+# Elements that pay for waking the other cores; on a busy machine the wait for them is long.
+_MANY = 32768
+
 # A kernel takes all cores; and where Numba has no OpenMP, its own pool of threads ends the process
 # when two threads enter it.
 _ONE_AT_A_TIME = Lock()
@@ -51,10 +54,12 @@ class Segments:
         table: int64 ``(segments, 3 + states)``: row of coefficients, then the addresses of
             parameter, gradient and each state.
         blocks: int64 ``(blocks, 3)``: segment, first element, one past the last element.
+        elements: of all segments together.
     """
 
     table: Int64Array
     blocks: Int64Array
+    elements: int
 
     @classmethod
     def of(cls, lengths: Sequence[int], rows: Sequence[int], states: int) -> "Segments":
@@ -66,7 +71,8 @@ class Segments:
         segment = np.repeat(np.arange(len(size)), pieces)
         first = BLOCK * (np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
         last = np.minimum(first + BLOCK, size[segment])
-        return cls(table, np.stack([segment, first, last], axis=1).astype(np.int64))
+        blocks = np.stack([segment, first, last], axis=1).astype(np.int64)
+        return cls(table, blocks, int(size.sum()))
 
     @property
     def rows(self) -> Int64Array:
@@ -97,7 +103,8 @@ def run(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None
         segments: addresses of contiguous memory of the dtype of ``rows``, alive during the call.
         rows: `Rule.row` of each coefficient row, float32 or float64, shape ``(rows, 3 + n)``.
     """
-    kernel = _step_kernel(rule.update, len(rule.state), rows.shape[1] - 3)
+    parallel = segments.elements >= _MANY
+    kernel = _step_kernel(rule.update, len(rule.state), rows.shape[1] - 3, parallel)
     with _ONE_AT_A_TIME:
         kernel(segments.blocks, segments.table, rows)
 
@@ -105,13 +112,16 @@ def run(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None
 def shift(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None:
     """Move all parameters, in place, to the points where the rule takes its gradient."""
     assert rule.point is not None
-    kernel = _shift_kernel(rule.point, len(rule.state), rows.shape[1] - 3)
+    parallel = segments.elements >= _MANY
+    kernel = _shift_kernel(rule.point, len(rule.state), rows.shape[1] - 3, parallel)
     with _ONE_AT_A_TIME:
         kernel(segments.blocks, segments.table, rows)
 
 
 @cache
-def _step_kernel(update: Callable[..., Any], states: int, coefficients: int) -> Callable[..., None]:
+def _step_kernel(
+    update: Callable[..., Any], states: int, coefficients: int, parallel: bool
+) -> Callable[..., None]:
     update = register_jitable(**JIT)(update)
     slots = (0,) * states
 
@@ -136,11 +146,13 @@ def _step_kernel(update: Callable[..., Any], states: int, coefficients: int) -> 
                 p[i] = new[0]
                 _store(state, i, new[1:])
 
-    return _compile(kernel, update, states, coefficients)
+    return _compile(kernel, update, parallel, states, coefficients)
 
 
 @cache
-def _shift_kernel(point: Callable[..., Any], states: int, coefficients: int) -> Callable[..., None]:
+def _shift_kernel(
+    point: Callable[..., Any], states: int, coefficients: int, parallel: bool
+) -> Callable[..., None]:
     point = register_jitable(**JIT)(point)
     slots = (0,) * states
 
@@ -155,15 +167,17 @@ def _shift_kernel(point: Callable[..., Any], states: int, coefficients: int) -> 
             for i in range(n):
                 p[i] = point(p[i], *_load(state, i), *c)
 
-    return _compile(kernel, point, states, coefficients)
+    return _compile(kernel, point, parallel, states, coefficients)
 
 
-def _compile(kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], *shape: Any) -> Any:
+def _compile(
+    kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], parallel: bool, *shape: int
+) -> Any:
     """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
-    compiled = numba.njit(parallel=True, nogil=True, **JIT)(kernel)
+    compiled = numba.njit(parallel=parallel, nogil=True, **JIT)(kernel)
     fingerprint = _fingerprint(maths_of_rule)
     if fingerprint is not None:
-        key = repr((fingerprint, maths_of_rule.__module__, _fingerprint(prepare), shape))
+        key = repr((fingerprint, maths_of_rule.__module__, _fingerprint(prepare), parallel, shape))
         compiled._cache = _RuleCache(kernel, sha256(key.encode()).digest())
     return compiled
 
