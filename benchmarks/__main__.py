@@ -1,18 +1,21 @@
 """``python -m benchmarks [part ...] [--write]``: measure and print the tables."""
 
 import argparse
-import os
-import platform
+import re
+import sys
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
+from benchmarks.machine import Others, machine
 from benchmarks.measure import Row, table
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+QUIET = 0.05  # share of the processor that others may use
+
+INTRODUCTION = """# Results
+
+Every ratio is of two things measured in the same process run, alternating; times are medians. A ratio
+above 1 means that Thalweg is faster. `benchmarks/README.md` says what the rows are."""
 
 
 def _study() -> list[Row]:
@@ -34,7 +37,7 @@ def _step() -> list[Row]:
 
 
 def _bandwidth() -> list[Row]:
-    from benchmarks.step import bandwidth
+    from benchmarks.bandwidth import bandwidth
 
     return bandwidth()
 
@@ -47,48 +50,53 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
 }
 
 
-def _machine() -> str:
-    name = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = lines[0].split(":")[1].strip() if lines else name
-    packages = []
-    for package in ("torch", "numba", "jax", "optax"):
-        try:
-            packages.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+def _section(part: str) -> str:
+    """A part's table, with what it was measured by, on what, and in what company."""
+    title, ours, theirs, measure = PARTS[part]
+    others = Others()
+    rows = measure()
+    share = others.share()
+    company = "not known here" if share is None else f"{share:.0%} of it"
+    warning = ""
+    if share is not None and share > QUIET:
+        warning = " **Not a quiet machine: these ratios are not to be quoted.**"
+    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     return (
-        f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB; {torch.get_num_threads()} threads; "
-        f"Python {platform.python_version()}, {', '.join(packages)}; {date.today()}"
+        f"## {title}\n\n{table(rows, ours, theirs)}\n\n"
+        f"`{command}` on {machine()}. Processor used by others meanwhile: {company}.{warning}"
     )
+
+
+def _kept() -> dict[str, str]:
+    """The sections that the results have, by title."""
+    if not RESULTS.exists():
+        return {}
+    sections = re.split(r"^(?=## )", RESULTS.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {s.splitlines()[0].removeprefix("## "): s.strip() for s in sections}
+
+
+def _write(part: str, section: str) -> None:
+    """Replace a part of the results; the others stay as they are."""
+    kept = _kept() | {PARTS[part][0]: section}
+    sections = [kept[title] for title, *_ in PARTS.values() if title in kept]
+    RESULTS.write_text("\n\n".join([INTRODUCTION, *sections]) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} too")
+    parser.add_argument(
+        "--write", action="store_true", help=f"replace these parts of {RESULTS.name} too"
+    )
     asked = parser.parse_args()
     unknown = [p for p in asked.parts if p not in PARTS]
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
-    texts = [
-        "# Results",
-        f"Machine: {_machine()}.",
-        "Every ratio is of two things measured in the same process run, alternating; times are "
-        "medians. A ratio above 1 means that Thalweg is faster. `benchmarks/README.md` says what "
-        "the rows are; `python -m benchmarks --write` makes this page.",
-    ]
-    print(texts[1])
     for part in asked.parts or PARTS:
-        title, ours, theirs, measure = PARTS[part]
-        text = f"## {title}\n\n{table(measure(), ours, theirs)}"
-        print(f"\n{text}", flush=True)
-        texts.append(text)
-    if asked.write:
-        RESULTS.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        section = _section(part)
+        print(f"{section}\n", flush=True)
+        if asked.write:
+            _write(part, section)
 
 
 main()

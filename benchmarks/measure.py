@@ -1,6 +1,7 @@
 """How everything here is measured: alternating, medians, a ratio."""
 
 import gc
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -48,6 +49,11 @@ def alternate(
         for name, call in calls.items():
             found[name].append(seconds(call, times[name]))
     return {name: median(values) for name, values in found.items()}
+
+
+def report(text: str) -> None:
+    """Say on standard error how far a long measurement is."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def shown(value: float) -> str:

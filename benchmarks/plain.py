@@ -9,6 +9,18 @@ from benchmarks.step import PEERS
 from thalweg.studies.spec import Run, StudySpec
 from thalweg.tasks import Task
 
+# What the loop's own process does once: imports, data, and the first step, at which torch.optim
+# imports more.
+START_UP = """
+import torch
+from sklearn.datasets import load_digits
+x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
+model = torch.nn.Linear(64, 10)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+torch.nn.functional.cross_entropy(model(x.float()), y).backward()
+optimizer.step()
+"""
+
 
 def train(task: Task, spec: StudySpec, run: Run, fused: bool) -> float:
     """Train one run as one would by hand, with validation each epoch and a test; seconds taken.
@@ -33,7 +45,7 @@ def train(task: Task, spec: StudySpec, run: Run, fused: bool) -> float:
             batch = index[i * size : (i + 1) * size]
             optimizer.zero_grad()
             loss = loss_of(model(task.train.x[batch]), task.train.y[batch])
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             total += loss.detach()
         step += count

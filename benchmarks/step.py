@@ -1,4 +1,4 @@
-"""The optimizer's step against torch.optim, and the memory it moves against a plain copy."""
+"""The optimizer's step against torch.optim."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from thalweg.optim.registry import OPTIMIZERS
 LR = 1e-3
 
 # torch.optim's name of each rule: class, its arguments, and whether it is fused on the CPU.
-PEERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any], bool]] = {
+PEERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any], bool]] = {
     "sgd": (torch.optim.SGD, {}, True),
     "momentum": (torch.optim.SGD, {"momentum": 0.9}, True),
     "nag": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, True),
@@ -23,7 +23,7 @@ PEERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any], bool]] = {
 }
 
 
-def _parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
+def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     made = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
     for p in made:
@@ -37,10 +37,10 @@ def _steppers(name: str, shapes: Shapes) -> dict[str, Callable[[], object]]:
     if fused:
         ways["fused"] = {"fused": True}
     calls: dict[str, Callable[[], object]] = {
-        way: peer(_parameters(shapes), lr=LR, **arguments, **options).step
+        way: peer(parameters(shapes), lr=LR, **arguments, **options).step
         for way, options in ways.items()
     }
-    ours = OPTIMIZERS[name].constructor(_parameters(shapes), lr=LR)
+    ours = OPTIMIZERS[name].constructor(parameters(shapes), lr=LR)
     return {"thalweg": ours.step, **calls}
 
 
@@ -72,32 +72,4 @@ def steps() -> list[Row]:
                         "≥ 10" if against == "fused" else "",
                     )
                 )
-    return rows
-
-
-def bandwidth() -> list[Row]:
-    """Bytes moved a second by the step on 30 M parameters, over those of a copy of as many."""
-    shapes = SETS["transformer (30 M)"]
-    elements = sum(torch.Size(s).numel() for s in shapes)
-    rows = []
-    for entry in OPTIMIZERS.values():
-        optimizer = entry.constructor(_parameters(shapes), lr=LR)
-        optimizer.step()
-        states = len(entry.rule.state)
-        # Read parameter and gradient, write the parameter; read and write each state.
-        moved = 4 * elements * (3 + 2 * states)
-        source = torch.ones(moved // 8)
-        target = torch.zeros_like(source)
-        found = alternate(
-            {"step": optimizer.step, "copy": lambda t=target, s=source: t.copy_(s)},
-        )
-        step, copy = moved / found["step"], moved / found["copy"]
-        rows.append(
-            Row(
-                f"{entry.label}, {moved / elements:.0f} bytes an element",
-                f"{step / 1e9:.3g} GB/s",
-                f"{copy / 1e9:.3g} GB/s",
-                step / copy,
-            )
-        )
     return rows
