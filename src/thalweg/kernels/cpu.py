@@ -9,6 +9,7 @@ study is only one more segment with coefficients of its own.
 import marshal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -24,7 +25,7 @@ from numba.extending import overload, register_jitable
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
-from thalweg.kernels.memory import JIT, view
+from thalweg.kernels.memory import INNER, JIT, view
 from thalweg.rules import maths
 from thalweg.rules.rule import Rule, prepare
 
@@ -38,8 +39,8 @@ BLOCK = 8192  # elements; four float32 arrays of it fill a quarter of a 512 KiB 
 # Elements that pay for waking the other cores; on a busy machine the wait for them is long.
 _MANY = 32768
 
-# A kernel takes all cores; and where Numba has no OpenMP, its own pool of threads ends the process
-# when two threads enter it.
+# A parallel kernel takes all cores; and where Numba has no OpenMP, its own pool of threads ends the
+# process when two threads enter it.
 _ONE_AT_A_TIME = Lock()
 
 # Columns of the segment table before the addresses of the state.
@@ -103,26 +104,30 @@ def run(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None
         segments: addresses of contiguous memory of the dtype of ``rows``, alive during the call.
         rows: `Rule.row` of each coefficient row, float32 or float64, shape ``(rows, 3 + n)``.
     """
-    parallel = segments.elements >= _MANY
+    parallel = _wants_all_cores(segments)
     kernel = _step_kernel(rule.update, len(rule.state), rows.shape[1] - 3, parallel)
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME if parallel else nullcontext():
         kernel(segments.blocks, segments.table, rows)
 
 
 def shift(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None:
     """Move all parameters, in place, to the points where the rule takes its gradient."""
     assert rule.point is not None
-    parallel = segments.elements >= _MANY
+    parallel = _wants_all_cores(segments)
     kernel = _shift_kernel(rule.point, len(rule.state), rows.shape[1] - 3, parallel)
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME if parallel else nullcontext():
         kernel(segments.blocks, segments.table, rows)
+
+
+def _wants_all_cores(segments: Segments) -> bool:
+    return segments.elements >= _MANY and numba.get_num_threads() > 1
 
 
 @cache
 def _step_kernel(
     update: Callable[..., Any], states: int, coefficients: int, parallel: bool
 ) -> Callable[..., None]:
-    update = register_jitable(**JIT)(update)
+    update = register_jitable(**INNER)(update)
     slots = (0,) * states
 
     def kernel(blocks, table, rows):
@@ -153,7 +158,7 @@ def _step_kernel(
 def _shift_kernel(
     point: Callable[..., Any], states: int, coefficients: int, parallel: bool
 ) -> Callable[..., None]:
-    point = register_jitable(**JIT)(point)
+    point = register_jitable(**INNER)(point)
     slots = (0,) * states
 
     def kernel(blocks, table, rows):
@@ -174,7 +179,7 @@ def _compile(
     kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], parallel: bool, *shape: int
 ) -> Any:
     """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
-    compiled = numba.njit(parallel=parallel, nogil=True, **JIT)(kernel)
+    compiled = numba.njit(parallel=parallel, nogil=True, no_cfunc_wrapper=True, **JIT)(kernel)
     fingerprint = _fingerprint(maths_of_rule)
     if fingerprint is not None:
         key = repr((fingerprint, maths_of_rule.__module__, _fingerprint(prepare), parallel, shape))
@@ -215,7 +220,7 @@ def _fingerprint(function: Callable[..., Any]) -> bytes | None:
     return marshal.dumps(code.replace(co_filename="", co_firstlineno=1), 2)
 
 
-_prepare = register_jitable(**JIT)(prepare)
+_prepare = register_jitable(**INNER)(prepare)
 
 
 # Tuples of any length, taken apart by recursion so that the loop over elements vectorises.
@@ -233,7 +238,7 @@ def _store(views, i, values):
     raise NotImplementedError
 
 
-@overload(_views, jit_options=JIT)
+@overload(_views, jit_options=INNER)
 def _compiled_views(slots, segment, column, like, first, n):
     if len(slots) == 0:
         return lambda slots, segment, column, like, first, n: ()
@@ -243,14 +248,14 @@ def _compiled_views(slots, segment, column, like, first, n):
     )
 
 
-@overload(_load, jit_options=JIT)
+@overload(_load, jit_options=INNER)
 def _compiled_load(views, i):
     if len(views) == 0:
         return lambda views, i: ()
     return lambda views, i: (views[0][i], *_load(views[1:], i))
 
 
-@overload(_store, jit_options=JIT)
+@overload(_store, jit_options=INNER)
 def _compiled_store(views, i, values):
     if len(views) == 0:
         return lambda views, i, values: None
@@ -262,31 +267,31 @@ def _compiled_store(views, i, values):
     return store
 
 
-@overload(maths.sqrt, jit_options=JIT)
+@overload(maths.sqrt, jit_options=INNER)
 def _sqrt(x):
     return lambda x: np.sqrt(x)
 
 
-@overload(maths.absolute, jit_options=JIT)
+@overload(maths.absolute, jit_options=INNER)
 def _absolute(x):
     return lambda x: abs(x)
 
 
-@overload(maths.sign, jit_options=JIT)
+@overload(maths.sign, jit_options=INNER)
 def _sign(x):
     return lambda x: np.sign(x)
 
 
-@overload(maths.maximum, jit_options=JIT)
+@overload(maths.maximum, jit_options=INNER)
 def _maximum(x, y):
     return lambda x, y: x if x > y or x != x else y
 
 
-@overload(maths.minimum, jit_options=JIT)
+@overload(maths.minimum, jit_options=INNER)
 def _minimum(x, y):
     return lambda x, y: x if x < y or x != x else y
 
 
-@overload(maths.where, jit_options=JIT)
+@overload(maths.where, jit_options=INNER)
 def _where(condition, x, y):
     return lambda condition, x, y: x if condition else y
