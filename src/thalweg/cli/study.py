@@ -1,8 +1,9 @@
 """``thalweg study``."""
 
+import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,11 +75,11 @@ def study(
     if out.is_dir():
         _refuse("--out", f"{out} is a folder; give the path of a file")
     _keep_memory()
-    # torch and what builds on it take a second to import.
+    # torch and what builds on it take seconds to import.
     import thalweg
 
     try:
-        with _Line(enabled=sys.stderr.isatty()) as show:
+        with _compiling(), _Line(enabled=sys.stderr.isatty()) as show:
             result = thalweg.study(
                 task,
                 _names(optimizers),
@@ -112,6 +113,21 @@ def study(
         print(f"{result.verdict}", file=sys.stderr)
         _refuse("--out", f"cannot write {out} ({error.strerror}); the record is in {db}")
     _print(result, report, db, json)
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Have the kernels compiled on another core while this process imports and traces.
+
+    It takes two seconds of the first study on a machine; later ones find them on disk.
+    """
+    command = [sys.executable, "-m", "thalweg.kernels.warm"]
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def _keep_memory() -> None:
