@@ -1,10 +1,6 @@
-import os
 import shutil
 
 import pytest
-
-# Threads of several OpenMP runtimes on two cores wait for each other by spinning.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

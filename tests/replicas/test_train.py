@@ -168,7 +168,7 @@ def test_look_ahead_takes_the_gradient_ahead():
 )
 def test_one_by_one_gives_the_same_records(model):
     task = models.task(model)
-    assert probe(task, 16, "cpu")[0] == "eager"
+    assert probe(task, 16, "cpu").backend == "eager"
     run = replica(rules.MOMENTUM, seed=2, lr=0.05, weight_decay=1e-3)
     together = curves(task, [run, replica(rules.SGD, seed=1, lr=0.1)])[0]
     alone = curves(task, [run], backend="one by one")[0]
@@ -177,7 +177,8 @@ def test_one_by_one_gives_the_same_records(model):
 
 def test_what_vmap_cannot_take_is_said_and_trained_one_by_one():
     task = models.task(models.Branches)
-    backend, why = probe(task, 16, "cpu")
+    program = probe(task, 16, "cpu")
+    backend, why = program.backend, program.note
     assert backend == "one by one"
     assert "vmap" in why
     assert "control flow" in why
@@ -258,3 +259,11 @@ def test_a_rule_of_ones_own_trains_as_a_replica():
 def test_thalweg_optim_has_the_constructors_of_the_registry():
     for entry in OPTIMIZERS.values():
         assert getattr(thalweg.optim, entry.constructor.__name__) is entry.constructor
+
+
+def test_only_passes_that_share_nothing_run_in_several_threads():
+    concurrent = {
+        model.__name__: probe(models.task(model), 16, "cpu").concurrent
+        for model in (models.mlp, models.batch_norm, models.dropout, models.Branches)
+    }
+    assert concurrent == {"mlp": True, "batch_norm": True, "dropout": False, "Branches": False}

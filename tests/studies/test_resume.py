@@ -41,6 +41,11 @@ def committed(db: Path) -> pd.DataFrame:
         return pd.DataFrame({"run": []})
 
 
+def kept(now: pd.DataFrame, before: pd.DataFrame) -> None:
+    if len(before):
+        pd.testing.assert_frame_equal(now.iloc[: len(before)], before)
+
+
 def numbers(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("run")[COLUMNS].reset_index(drop=True)
 
@@ -52,32 +57,23 @@ def undisturbed():
 
 def test_killed_at_any_moment(tmp_path, undisturbed):
     db = tmp_path / "study.db"
-    kills, seen = 0, committed(db)
-    # Kill once before anything is on record, and then after each new chunk, in the midst of the
-    # next one; what was on record must be there, unchanged, the next time.
-    while True:
+    seen = committed(db)
+    # Before anything is on record, in the midst of the first chunks, and of those after them.
+    for due, after in ((db.exists, 0.05), (db.exists, 2.0), (lambda: len(committed(db)) > 0, 0.2)):
         process = start(db)
         deadline = time.monotonic() + 120
-        before = len(seen)
-        while process.poll() is None and time.monotonic() < deadline:
-            now = committed(db)
-            if (kills == 0 and db.exists()) or len(now) > before:
-                time.sleep(0.05)
-                os.killpg(process.pid, signal.SIGKILL)
-                break
+        while not due() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.wait(timeout=120)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-        kills += 1
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait(timeout=120) == -signal.SIGKILL
         now = committed(db)
-        if len(seen):
-            pd.testing.assert_frame_equal(now.iloc[: len(seen)], seen)
+        kept(now, seen)
         seen = now
-        assert kills < 20
-    assert kills >= 3
+    assert 0 < len(seen) < 504
+    assert start(db).wait(timeout=120) == 0
     final = committed(db)
+    kept(final, seen)
     assert not final["run"].duplicated().any()
     assert len(final) == 504
     store = Store(db)

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -53,12 +54,19 @@ class Program:
         evaluate: ``(parameters, constants, x, y) -> (losses, metrics)`` of the same data for all.
         backend: how it runs.
         note: why it runs so, if not as asked.
+        concurrent: whether several threads may run it at once: it is traced, so that no module's
+            tensors are swapped, and draws no random numbers, whose stream is everybody's.
     """
 
     step: Step
     evaluate: Evaluation
     backend: Backend
     note: str = ""
+    concurrent: bool = False
+
+
+# Held while the global random state or a module's tensors are exchanged.
+_ALONE = RLock()
 
 
 def stack(task: Task, seeds: Sequence[int], device: str) -> tuple[Model, Tensors, Tensors]:
@@ -69,7 +77,7 @@ def stack(task: Task, seeds: Sequence[int], device: str) -> tuple[Model, Tensors
         contiguous. Replicas of one seed start from equal weights.
     """
     copies: dict[int, dict[str, Tensor]] = {}
-    with torch.random.fork_rng(devices=[]):
+    with _ALONE, torch.random.fork_rng(devices=[]):
         for seed in sorted(set(seeds)):
             torch.manual_seed(seed)
             module = task.model()
@@ -154,20 +162,15 @@ def build(
     if backend == "one by one":
         return Program(one_step, torch.no_grad()(one_score), backend)
     example = (parameters, constants, *batch)
-    try:
-        with torch.random.fork_rng(devices=[]):
+    with _ALONE, torch.random.fork_rng(devices=[]):
+        try:
             step(*example)
-    except Exception as error:
-        with torch.random.fork_rng(devices=[]):
+        except Exception as error:
             one_step(*example[:2], *(batch if shared else (b[0] for b in batch)))
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        return Program(
-            one_step,
-            torch.no_grad()(one_score),
-            "one by one",
-            f"runs go one after another, because vmap cannot take this model ({reason})",
-        )
-    return _faster(step, scored, example, backend)
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            note = f"runs go one after another, because vmap cannot take this model ({reason})"
+            return Program(one_step, torch.no_grad()(one_score), "one by one", note)
+        return _faster(step, scored, example, backend)
 
 
 def _faster(
@@ -183,18 +186,21 @@ def _faster(
         return Program(step, scored, "eager", note)
     quick: Step = torch.no_grad()(_flat(straight))
     scored = _straight_score(scored)
+    before = torch.get_rng_state()
+    quick(*example)
+    draws = not torch.equal(before, torch.get_rng_state())
+    eager = Program(quick, scored, "eager", concurrent=not draws)
     if want == "eager":
-        return Program(quick, scored, "eager")
+        return eager
     try:
         with warnings.catch_warnings():
             # torch warns about its own deprecations while it compiles.
             warnings.simplefilter("ignore")
             compiled: Step = torch.no_grad()(_flat(torch.compile(straight, dynamic=False)))
-            with torch.random.fork_rng(devices=[]):
-                compiled(*example)
+            compiled(*example)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
-        return Program(quick, scored, "eager", f"the step does not compile ({first})")
+        return replace(eager, note=f"the step does not compile ({first})")
     return Program(compiled, scored, "compiled")
 
 
@@ -205,12 +211,19 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     def evaluate(
         parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if x.shape not in traced:
-            try:
-                traced[x.shape] = straighten(scored, (parameters, constants, x, y))
-            except Exception:  # a metric may read values where the loss does not
-                traced[x.shape] = scored
+        with _ALONE:
+            if x.shape not in traced:
+                try:
+                    traced[x.shape] = straighten(scored, (parameters, constants, x, y))
+                except Exception:  # a metric may read values where the loss does not
+                    traced[x.shape] = untraced
         return traced[x.shape](parameters, constants, x, y)
+
+    def untraced(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with _ALONE:
+            return scored(parameters, constants, x, y)
 
     return torch.no_grad()(evaluate)
 

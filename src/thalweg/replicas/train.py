@@ -1,6 +1,7 @@
 """The training loop of a chunk: all its replicas from first step to last."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -103,8 +104,8 @@ class _Batches:
         return x.index_select(0, self._owner), y.index_select(0, self._owner)
 
 
-def probe(task: Task, batch_size: int, device: str) -> tuple[Backend, str]:
-    """Whether replicas of the task's model can train together, and why not.
+def probe(task: Task, batch_size: int, device: str) -> Program:
+    """Passes of two replicas, to see whether the model's can train together and in threads.
 
     Raises:
         Exception: whatever the model, loss or metric raises on a batch when run alone.
@@ -114,7 +115,7 @@ def probe(task: Task, batch_size: int, device: str) -> tuple[Backend, str]:
     batch = data.x[:batch_size], data.y[:batch_size]
     program = build(task, model, parameters, constants, batch, shared=True, backend="eager")
     program.evaluate(parameters[:], constants, *(t[:1] for t in batch))
-    return program.backend, program.note
+    return program
 
 
 def train(
@@ -168,7 +169,7 @@ def train(
         count = min(budget.steps_per_epoch, budget.steps - step)
         losses = torch.empty((count, len(present)), device=device)
         start, updating = perf_counter(), updates.seconds.sum()
-        with state:
+        with nullcontext() if passes.concurrent else state:
             for i in range(count):
                 moved = updates.look_ahead()
                 loss, gradients, constants = passes.step(parameters, constants, *batches(i))
@@ -256,10 +257,12 @@ def _passes(
 ) -> Program:
     """Passes for these stacks, taken from those already built where shapes agree."""
     programs = {} if programs is None else programs
-    batch = batches(0)
     key = (len(parameters[0]), batches.shared, backend, device)
     if key not in programs:
-        programs[key] = build(task, model, parameters, constants, batch, batches.shared, backend)
+        # Two threads may both build; the later one's stays, and they are the same.
+        programs[key] = build(
+            task, model, parameters, constants, batches(0), batches.shared, backend
+        )
     return programs[key]
 
 

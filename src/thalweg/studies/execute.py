@@ -1,13 +1,17 @@
 """Runs to records: train what is not on record yet, chunk by chunk."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
+import numba
 import numpy as np
+import torch
 
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Backend, Evaluation, Programs, Replica, train
@@ -18,9 +22,10 @@ from thalweg.tasks import Task
 __all__ = ["Progress", "chunks", "execute", "replica"]
 
 # What a chunk may hold: all its parameters, gradients and states should stay in the cache, and more
-# replicas than this no longer make a step cheaper (measured on digits).
+# replicas than this hardly make a step cheaper, but lose more when a study is killed.
 CHUNK_BYTES = 24 << 20
-CHUNK_REPLICAS = 128
+CHUNK_REPLICAS = 160
+CHUNK_AT_LEAST = 16  # fewer than this for each worker stay together
 _ARRAYS = 4  # parameter, gradient and two states
 
 
@@ -47,16 +52,21 @@ class Progress:
     seconds_left: float
 
 
-def chunks(runs: Sequence[Run], parameters: int, backend: Backend) -> list[list[Run]]:
+def chunks(runs: Sequence[Run], parameters: int, backend: Backend, workers: int) -> list[list[Run]]:
     """Cut runs into chunks of nearly equal size that train together.
 
     Args:
         runs: in the order of the plan.
         parameters: of the model.
         backend: "one by one" gives chunks of one.
+        workers: chunks that train at the same time.
     """
+    if backend == "one by one":
+        return [[run] for run in runs]
     fits = max(1, min(CHUNK_REPLICAS, CHUNK_BYTES // (4 * _ARRAYS * max(parameters, 1))))
-    count = len(runs) if backend == "one by one" else math.ceil(len(runs) / fits)
+    count = math.ceil(len(runs) / fits)
+    if len(runs) >= workers * CHUNK_AT_LEAST:
+        count = workers * math.ceil(count / workers)
     bounds = np.linspace(0, len(runs), count + 1).round().astype(int)
     return [list(runs[a:b]) for a, b in pairwise(bounds)]
 
@@ -70,6 +80,7 @@ def execute(
     *,
     backend: Backend = "eager",
     device: str = "cpu",
+    workers: int = 1,
     programs: Programs | None = None,
     time_limit: float | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
@@ -80,58 +91,126 @@ def execute(
         spec: of the study.
         task: the task that ``spec`` names.
         plan: chunks of runs (`chunks`).
-        store: where records go, one transaction a chunk.
+        store: where records go, one transaction a chunk, from this thread alone.
         study: its number there.
         backend: how passes run.
         device: as torch names it.
+        workers: chunks that train at the same time, each in a thread and on one core.
         programs: passes already built.
         time_limit: seconds after which the rest is put on record as timed out, or None.
         progress: called after every epoch of a chunk.
     """
-    began = perf_counter()
     finished = store.finished(study)
     programs = {} if programs is None else programs
     pending = [left for c in plan if (left := [r for r in c if r.id not in finished])]
-    runs = sum(map(len, plan))
-    waiting = sum(map(len, pending))
-    trained = 0
+    watch = _Watch(spec, sum(map(len, plan)), sum(map(len, pending)), time_limit, progress)
 
-    def late() -> bool:
-        return time_limit is not None and perf_counter() - began > time_limit
-
-    for chunk in pending:
-        waiting -= len(chunk)
+    def run(chunk: Sequence[Run]) -> _Journal:
         journal = _Journal(spec, task, chunk)
-        if not late():
-            step = 0
-            for evaluation in train(
-                task,
-                [replica(run) for run in chunk],
-                spec.budget,
-                backend=backend,
-                device=device,
-                draw_seed=int(chunk[0].id, 16),
-                programs=programs,
-                stop=journal.add,
-            ):
-                trained += len(evaluation.replicas) * (evaluation.step - step)
-                step = evaluation.step
-                speed = trained / (perf_counter() - began)
-                work = journal.alive * (spec.steps - step) + waiting * spec.steps
-                progress(
-                    Progress(
-                        journal.alive,
-                        runs - waiting - journal.alive,
-                        runs,
-                        evaluation.epoch,
-                        spec.epochs,
-                        speed,
-                        work / speed,
-                    )
-                )
-                if late():
-                    break
+        if watch.over():
+            return journal
+        for evaluation in train(
+            task,
+            [replica(run) for run in chunk],
+            spec.budget,
+            backend=backend,
+            device=device,
+            draw_seed=int(chunk[0].id, 16),
+            programs=programs,
+            stop=journal.add,
+        ):
+            watch.saw(journal, evaluation)
+            if watch.over():
+                break
+        return journal
+
+    for journal in _in_threads(run, pending, min(workers, len(pending)), watch):
         store.record(study, *journal.records())
+
+
+def _in_threads(
+    run: "Callable[[Sequence[Run]], _Journal]",
+    pending: Sequence[Sequence[Run]],
+    workers: int,
+    watch: "_Watch",
+) -> "Iterator[_Journal]":
+    """Journals of all chunks, as they end."""
+    if workers < 2:
+        yield from map(run, pending)
+        return
+    # Operations on small tensors lose more by waiting for each other's threads than they win:
+    # one core a chunk is faster than all cores an operation (measured on digits).
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=_one_core)
+    try:
+        for future in as_completed([pool.submit(run, chunk) for chunk in pending]):
+            yield future.result()
+    finally:
+        watch.cancelled = True
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _one_core() -> None:
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    # Numbers below 1e-38, which well-trained runs are full of, are a hundred times slower than
+    # zeros: without this a study of 300 epochs took a third longer.
+    torch.set_flush_denormal(True)
+
+
+class _Watch:
+    """How far the chunks are, all together, and whether to go on.
+
+    Attributes:
+        cancelled: set to end all chunks at their next epoch.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        runs: int,
+        waiting: int,
+        time_limit: float | None,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.cancelled = False
+        self._spec, self._runs, self._waiting = spec, runs, waiting
+        self._time_limit, self._progress = time_limit, progress
+        self._began = perf_counter()
+        self._trained = 0
+        self._steps: dict[_Journal, int] = {}
+        self._lock = Lock()
+
+    def over(self) -> bool:
+        """Whether time is up."""
+        elapsed = perf_counter() - self._began
+        return self.cancelled or (self._time_limit is not None and elapsed > self._time_limit)
+
+    def saw(self, journal: "_Journal", evaluation: Evaluation) -> None:
+        """Count what a chunk has done since last seen, and tell."""
+        with self._lock:
+            if journal not in self._steps:
+                self._waiting -= journal.runs
+            before = self._steps.get(journal, 0)
+            self._steps[journal] = evaluation.step
+            self._trained += len(evaluation.replicas) * (evaluation.step - before)
+            alive = sum(j.alive for j in self._steps)
+            work = self._waiting * self._spec.steps + sum(
+                j.alive * (self._spec.steps - step) for j, step in self._steps.items()
+            )
+            speed = self._trained / (perf_counter() - self._began)
+            self._progress(
+                Progress(
+                    alive,
+                    self._runs - self._waiting - alive,
+                    self._runs,
+                    evaluation.epoch,
+                    self._spec.epochs,
+                    speed,
+                    work / speed,
+                )
+            )
 
 
 def replica(run: Run) -> Replica:
@@ -144,6 +223,7 @@ class _Journal:
     """What happens to the runs of one chunk, until it is put on record.
 
     Attributes:
+        runs: how many there are.
         alive: how many are still training.
     """
 
@@ -151,6 +231,7 @@ class _Journal:
         self._spec = spec
         self._sign = 1.0 if task.metric.higher_is_better else -1.0
         self._chunk = chunk
+        self.runs = len(chunk)
         self._curves: list[list[dict[str, Any]]] = [[] for _ in chunk]
         self._best = np.full(len(chunk), np.inf)
         self._best_epoch = np.zeros(len(chunk))

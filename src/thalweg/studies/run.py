@@ -6,6 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import pandas as pd
 import torch
 
 from thalweg.replicas import Backend, Programs, probe, step_seconds
@@ -111,9 +112,11 @@ def _run(
     if before is not None and before[1].hash != spec.hash:
         raise StudyError("resume", _difference(before[1], spec))
     programs: Programs = {}
-    backend, note = probe(task, spec.batch_size, device)
+    probed = probe(task, spec.batch_size, device)
+    backend, note = probed.backend, probed.note
     runs = plan(spec)
-    cut = chunks(runs, task.parameters, backend)
+    threads = torch.get_num_threads() if probed.concurrent and device == "cpu" else 1
+    cut = chunks(runs, task.parameters, backend, workers=threads)
     if backend == "eager":
         # A resumed study goes on as it began, or its numbers would differ by rounding.
         wanted = before[2] if before else _choose(spec, task, cut, compile, device, programs)
@@ -128,12 +131,13 @@ def _run(
         number,
         backend=backend,
         device=device,
+        workers=threads if backend == "eager" else 1,
         programs=programs,
         time_limit=time_limit,
         progress=progress,
     )
     notes = sorted({p.note for p in programs.values() if p.note} | ({note} if note else set()))
-    frame, curves = store.frames(number)
+    frame, curves = (_in_order(found, runs) for found in store.frames(number))
     found = analyse(spec, task.metric, frame, curves)
     found.notes.extend(f"{n[0].upper()}{n[1:]}." for n in notes)
     return StudyResult(
@@ -146,6 +150,13 @@ def _run(
         perf_counter() - began,
         None if store.where is None else str(store.where),
     )
+
+
+def _in_order(frame: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """Rows in the order of the plan, whichever chunk ended first."""
+    place = {run.id: i for i, run in enumerate(runs)}
+    order = frame["run"].map(place).sort_values(kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
 
 
 def _choose(
