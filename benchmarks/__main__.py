@@ -14,8 +14,8 @@ QUIET = 0.05  # share of the processor that others may use
 
 INTRODUCTION = """# Results
 
-Every ratio is of two things measured in the same process run, alternating; times are medians. A ratio
-above 1 means that Thalweg is faster. `benchmarks/README.md` says what the rows are."""
+Every ratio is of two things measured in the same process run, alternating; times are medians. A
+ratio above 1 means that Thalweg is faster. `benchmarks/README.md` says what the rows are."""
 
 
 def _study() -> list[Row]:
