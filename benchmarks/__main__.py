@@ -44,9 +44,10 @@ def _bandwidth() -> list[Row]:
 
 PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "study": ("`thalweg study digits` against a plain PyTorch loop", "study", "loop", _study),
-    "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),
     "step": ("One optimizer step against torch.optim", "thalweg", "torch's fastest", _step),
     "bandwidth": ("Memory moved by a step on 30 M parameters", "step", "plain copy", _bandwidth),
+    # Last, because JAX's threads stay.
+    "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),
 }
 
 

@@ -35,14 +35,15 @@ def alternate(
     """Median seconds of each call, taken in turns so that all see the same machine.
 
     Args:
-        calls: what to time, by name; each is called twice beforehand.
+        calls: what to time, by name; each is called a few times beforehand.
         rounds: turns of each.
         span: seconds that a turn should last; short calls are repeated within one.
     """
     times = {}
     for name, call in calls.items():
-        call()
-        times[name] = max(1, int(span / max(seconds(call), 1e-7)))
+        # The first calls compile, and would make the turns too short.
+        fastest = min(seconds(call) for _ in range(4))
+        times[name] = max(1, int(span / max(fastest, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     for _ in range(rounds):
