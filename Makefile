@@ -31,7 +31,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks --write
 
 docs: $(VENV)/.package
-	$(BIN)/python -m thalweg.optim.reference docs/optimizers.md
+	$(BIN)/python -m thalweg.optim.reference > docs/optimizers.md
 
 clean:
 	rm -rf $(VENV)
