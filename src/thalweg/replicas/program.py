@@ -4,14 +4,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import RLock
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.func import functional_call, grad_and_value, vmap
 
 from thalweg.replicas.trace import straighten
 from thalweg.tasks import Task
+
+if TYPE_CHECKING:
+    from thalweg.replicas.lower import Tape
 
 __all__ = ["Backend", "Model", "Program", "build", "stack"]
 
@@ -170,11 +174,15 @@ def build(
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             note = f"runs go one after another, because vmap cannot take this model ({reason})"
             return Program(one_step, torch.no_grad()(one_score), "one by one", note)
-        return _faster(step, scored, example, backend)
+        return _faster(step, scored, example, shared, backend)
 
 
 def _faster(
-    step: Step, scored: Evaluation, example: tuple[Tensors, Tensors, Tensor, Tensor], want: Backend
+    step: Step,
+    scored: Evaluation,
+    example: tuple[Tensors, Tensors, Tensor, Tensor],
+    shared: bool,
+    want: Backend,
 ) -> Program:
     """Trace, and compile if asked, as far as the model allows."""
     scored = torch.no_grad()(scored)
@@ -187,8 +195,10 @@ def _faster(
     quick: Step = torch.no_grad()(_flat(straight))
     scored = _straight_score(scored)
     before = torch.get_rng_state()
-    quick(*example)
+    expected = quick(*example)
     draws = not torch.equal(before, torch.get_rng_state())
+    if not draws:
+        quick = _taped_step(straight, quick, example, expected, shared)
     eager = Program(quick, scored, "eager", concurrent=not draws)
     if want == "eager":
         return eager
@@ -213,8 +223,10 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     ) -> tuple[Tensor, Tensor]:
         with _ALONE:
             if x.shape not in traced:
+                example = parameters, constants, x, y
                 try:
-                    traced[x.shape] = straighten(scored, (parameters, constants, x, y))
+                    straight = straighten(scored, example)
+                    traced[x.shape] = _taped_score(straight, example)
                 except Exception:  # a metric may read values where the loss does not
                     traced[x.shape] = untraced
         return traced[x.shape](parameters, constants, x, y)
@@ -226,6 +238,72 @@ def _straight_score(scored: Evaluation) -> Evaluation:
             return scored(parameters, constants, x, y)
 
     return torch.no_grad()(evaluate)
+
+
+def _taped_step(
+    straight: GraphModule,
+    quick: Step,
+    example: tuple[Tensors, Tensors, Tensor, Tensor],
+    expected: tuple[Tensor, Tensors, Tensors],
+    shared: bool,
+) -> Step:
+    """The step on a tape, if that can hold it, else as it is."""
+    parameters, constants, x, y = example
+    if constants:  # a result that is the next step's input would be overwritten as it is read
+        return quick
+    line = _tape(straight, [*parameters, x, y], [True] * len(parameters) + [not shared] * 2)
+    if line is None or not _agree(line([*parameters, x, y], len(parameters[0])), [expected[0], *expected[1]]):
+        return quick
+
+    def step(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        results = line([*parameters, x, y], len(parameters[0]))
+        if results is None:
+            return quick(parameters, constants, x, y)
+        return results[0], results[1:], constants
+
+    return step
+
+
+def _taped_score(
+    straight: GraphModule, example: tuple[Tensors, Tensors, Tensor, Tensor]
+) -> Evaluation:
+    """The same of an evaluation."""
+    parameters, constants, x, y = example
+    quick: Evaluation = straight
+    stacked = [*parameters, *constants]
+    line = _tape(straight, [*stacked, x, y], [True] * len(stacked) + [False] * 2)
+    if line is None or not _agree(line([*stacked, x, y], len(stacked[0])), quick(*example)):
+        return quick
+
+    def evaluate(
+        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        results = line([*parameters, *constants, x, y], len(parameters[0]))
+        if results is None:
+            return quick(parameters, constants, x, y)
+        return results[0], results[1]
+
+    return evaluate
+
+
+def _tape(straight: GraphModule, inputs: Tensors, each: Sequence[bool]) -> "Tape | None":
+    if any(t.device.type != "cpu" for t in inputs):
+        return None
+    from thalweg.replicas.lower import Refused, lower
+
+    try:
+        return lower(straight, each, len(inputs[0]))
+    except Refused:
+        return None
+
+
+def _agree(ours: Sequence[Tensor] | None, theirs: Sequence[Tensor]) -> bool:
+    return ours is not None and all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()), equal_nan=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _flat(program: Callable[..., Any]) -> Step:
