@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from threading import Lock
 from types import CodeType
 from typing import Any
@@ -20,16 +19,17 @@ from typing import Any
 import numba
 import numpy as np
 from numba import prange
-from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.extending import overload, register_jitable
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
-from thalweg.kernels.memory import INNER, JIT, view
+from thalweg.kernels.disk import keep
+from thalweg.kernels.memory import INNER, JIT, span, view
 from thalweg.rules import maths
 from thalweg.rules.rule import Rule, prepare
 
-__all__ = ["DTYPES", "Segments", "run", "shift"]
+__all__ = ["DTYPES", "Segments", "run", "shift", "step_function"]
 
 Int64Array = NDArray[np.int64]
 
@@ -127,31 +127,73 @@ def _wants_all_cores(segments: Segments) -> bool:
 def _step_kernel(
     update: Callable[..., Any], states: int, coefficients: int, parallel: bool
 ) -> Callable[..., None]:
-    update = register_jitable(**INNER)(update)
+    segment = _segment(update, coefficients)
     slots = (0,) * states
 
     def kernel(blocks, table, rows):
         for b in prange(blocks.shape[0]):
-            segment = table[blocks[b, 0]]
+            line = table[blocks[b, 0]]
             first = blocks[b, 1]
             n = blocks[b, 2] - first
-            row = rows[segment[0]]
-            sign, coupled, shrink = row[0], row[1], row[2]
-            c = to_fixed_tuple(row[3:], coefficients)
-            p = view(segment[1], rows, first, n)
-            g = view(segment[2], rows, first, n)
-            state = _views(slots, segment, 3, rows, first, n)
-            for i in range(n):
-                if coupled != 0:
-                    decayed, prepared = _prepare(p[i], g[i], sign, coupled, shrink)
-                else:
-                    # Zero times an infinite parameter would be NaN.
-                    decayed, prepared = shrink * p[i], sign * g[i]
-                new = update(decayed, prepared, *_load(state, i), *c)
-                p[i] = new[0]
-                _store(state, i, new[1:])
+            p = view(line[1], rows, first, n)
+            g = view(line[2], rows, first, n)
+            segment(p, g, _views(slots, line, 3, rows, first, n), n, rows[line[0]])
 
     return _compile(kernel, update, parallel, states, coefficients)
+
+
+@cache
+def step_function(update: Callable[..., Any], states: int, coefficients: int) -> int:
+    """Address of a C function that takes one step by a rule's update, float32, on this core.
+
+    ``(lines, sizes, count, row)``: addresses of the ``count`` segments' lines, int64, each of the
+    addresses of parameter, gradient and states; of their numbers of elements, int64; of the
+    coefficients, float32, as `Rule.row` has them. It returns 0.
+    """
+    segment = _segment(update, coefficients)
+    slots, width = (0,) * states, 2 + states
+
+    def kernel(lines, sizes, count, row):
+        table = span(lines, np.int64, count * width)
+        lengths = span(sizes, np.int64, count)
+        numbers = span(row, np.float32, 3 + coefficients)
+        for k in range(count):
+            line, n = table[k * width :], lengths[k]
+            p = span(line[0], np.float32, n)
+            g = span(line[1], np.float32, n)
+            segment(p, g, _views(slots, line, 2, numbers, 0, n), n, numbers)
+        return 0
+
+    signature = numba.int64(*[numba.int64] * 4)
+    compiled = CFunc(kernel, (signature.args, signature.return_type), {}, JIT)
+    _keep(compiled, kernel, update, "function", states, coefficients)
+    compiled.compile()
+    _FUNCTIONS.append(compiled)
+    return int(compiled.address or 0)
+
+
+_FUNCTIONS: list[Any] = []  # whose addresses were given away
+
+
+def _segment(update: Callable[..., Any], coefficients: int) -> Callable[..., None]:
+    """The loop over the elements of one segment."""
+    update = register_jitable(**INNER)(update)
+
+    def segment(p, g, state, n, row):
+        sign, coupled, shrink = row[0], row[1], row[2]
+        c = to_fixed_tuple(row[3:], coefficients)
+        for i in range(n):
+            if coupled != 0:
+                decayed, prepared = _prepare(p[i], g[i], sign, coupled, shrink)
+            else:
+                # Zero times an infinite parameter would be NaN.
+                decayed, prepared = shrink * p[i], sign * g[i]
+            new = update(decayed, prepared, *_load(state, i), *c)
+            p[i] = new[0]
+            _store(state, i, new[1:])
+
+    jitted: Callable[..., None] = register_jitable(**INNER)(segment)
+    return jitted
 
 
 @cache
@@ -180,26 +222,15 @@ def _compile(
 ) -> Any:
     """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
     compiled = numba.njit(parallel=parallel, nogil=True, no_cfunc_wrapper=True, **JIT)(kernel)
-    fingerprint = _fingerprint(maths_of_rule)
-    if fingerprint is not None:
-        key = repr((fingerprint, maths_of_rule.__module__, _fingerprint(prepare), parallel, shape))
-        compiled._cache = _RuleCache(kernel, sha256(key.encode()).digest())
+    _keep(compiled, kernel, maths_of_rule, parallel, *shape)
     return compiled
 
 
-class _RuleCache(FunctionCache):  # type: ignore[misc]
-    """Numba's disk cache, keyed by the rule's bytecode.
-
-    Numba's own key holds the closure's functions by identity, which no two processes share, and
-    would not see that a rule was edited.
-    """
-
-    def __init__(self, kernel: Callable[..., Any], key: bytes) -> None:
-        super().__init__(kernel)
-        self._key = key
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return sig, codegen.magic_tuple(), self._key
+def _keep(compiled: Any, kernel: Any, maths_of_rule: Callable[..., Any], *key: Any) -> None:
+    """Keep it on disk where that is safe."""
+    fingerprint = _fingerprint(maths_of_rule)
+    if fingerprint is not None:
+        keep(compiled, kernel, fingerprint, maths_of_rule.__module__, _fingerprint(prepare), *key)
 
 
 def _fingerprint(function: Callable[..., Any]) -> bytes | None:

@@ -71,9 +71,7 @@ def _tile(rows: int, vectors: int) -> Any:
             builder.position_at_end(loop)
             k, a_offset, b_now = (builder.phi(_INT) for _ in range(3))
             sums = [builder.phi(_VECTOR) for _ in range(rows * vectors)]
-            b_vectors = [
-                load(builder.add(b_now, integer(4 * LANES * j))) for j in range(vectors)
-            ]
+            b_vectors = [load(builder.add(b_now, integer(4 * LANES * j))) for j in range(vectors)]
             grown = []
             for i, start in enumerate(starts):
                 factor = everywhere(builder.load(at(builder.add(start, a_offset), _FLOAT)))
@@ -101,9 +99,7 @@ def _tile(rows: int, vectors: int) -> Any:
                     address = builder.add(start, integer(4 * LANES * j))
                     value = cgutils.alloca_once_value(builder, grown[i * vectors + j])
                     with builder.if_then(keeps):
-                        builder.store(
-                            builder.fadd(load(address), grown[i * vectors + j]), value
-                        )
+                        builder.store(builder.fadd(load(address), grown[i * vectors + j]), value)
                     builder.store(builder.load(value), at(address, _VECTOR), align=4)
             return context.get_dummy_value()
 

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["INNER", "JIT", "load", "view"]
+__all__ = ["INNER", "JIT", "call", "load", "span", "view"]
 
 # Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
@@ -41,3 +42,31 @@ def load(typing_context: Any, address: Any, kind: Any) -> Any:
 def view(address, like, first, n):
     """``n`` elements from the one numbered ``first``, of the type of the array ``like``."""
     return carray(_pointer(address + first * like.itemsize, like), n)
+
+
+@intrinsic
+def _typed(typing_context: Any, address: Any, kind: Any) -> Any:
+    pointer = types.CPointer(kind.instance_type)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(address, kind), codegen
+
+
+@njit(**INNER)
+def span(address, kind, n):
+    """``n`` elements of a NumPy type from an address."""
+    return carray(_typed(address, kind), n)
+
+
+@intrinsic
+def call(typing_context: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Call a C function at an address, from four int64 to an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer = ir.IntType(64)
+        kind = ir.FunctionType(integer, [integer] * 4)
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+
+    return types.int64(*[types.int64] * 5), codegen

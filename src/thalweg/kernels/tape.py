@@ -3,35 +3,35 @@
 One operation over all replicas streams everything through memory, once for every operation; one
 replica's step stays in the cache. It also makes a replica's numbers independent of its company, to
 the last bit.
+
+Every operation is a C function that is compiled when a tape first needs it.
 """
 
-from enum import IntEnum
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
 
+import numba
 import numpy as np
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic, register_jitable
+from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
+from thalweg.kernels.disk import keep
 from thalweg.kernels.gemm import EDGE, product
-from thalweg.kernels.memory import INNER, JIT, view
+from thalweg.kernels.memory import INNER, JIT, call, span
 
-__all__ = ["COLUMNS", "EXACT", "Op", "Workspace", "run"]
+__all__ = ["COLUMNS", "EXACT", "OPERATIONS", "Update", "Workspace", "address", "run"]
 
-COLUMNS = 18  # of an instruction
+COLUMNS = 17  # of an instruction
 EXACT = 1 << 24  # up to here every integer is a float32
 
-
-class Op(IntEnum):
-    """What an instruction does; operands are contiguous but for COPY, INTEGERS and PRODUCT."""
-
-    COPY, INTEGERS, FILL, PRODUCT = range(4)
-    ADD, SUB, MUL, DIV, SQUARED_DIFFERENCE, MAXIMUM, MINIMUM = range(10, 17)
-    EQUAL, NOT_EQUAL, GREATER, LESS, WHERE = range(20, 25)
-    RELU, NEG, EXP, LOG, TANH, SIGMOID, ABSOLUTE, SQRT = range(30, 38)
-    THRESHOLD_BACKWARD, TANH_BACKWARD, SIGMOID_BACKWARD = range(40, 43)
-    SUM, MEAN, LARGEST, ARGMAX = range(50, 54)
-    LOGSUMEXP, LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD = range(60, 63)
-    GATHER, SCATTER, SCATTER_ADD = range(70, 73)
+_F = np.float32
+_ANY = 1 << 40  # elements: whatever the operands' sizes, nothing checks an index here
+_SIZES = 9  # column
 
 
 class Workspace:
@@ -39,43 +39,141 @@ class Workspace:
 
     Attributes:
         memory: of intermediate results, float32.
-        panel: of `product`, and of reductions.
-        edge: of `product`.
+        panel: of single operations.
         where: addresses of the slots for one replica.
     """
 
     def __init__(self, memory: int, panel: int, slots: int) -> None:
         # Zeros, because what a tile reads beyond its matrix is multiplied, and may not be slow.
         self.memory = np.zeros(memory, dtype=np.float32)
-        self.panel = np.zeros(panel, dtype=np.float32)
-        self.edge = np.zeros(EDGE, dtype=np.float32)
+        self.panel = np.zeros(EDGE + panel, dtype=np.float32)
         self.where = np.zeros(slots, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What follows the tape in every step: one step of a rule.
+
+    Attributes:
+        function: address of a `cpu.step_function`.
+        lines: int64 ``(replicas, parameters, 2 + states)``, addresses of each parameter, its
+            gradient and its state.
+        sizes: int64 ``(parameters,)``, elements.
+        rows: float32 ``(steps or 1, replicas, 3 + n)``, coefficients as `Rule.row` has them; one
+            row of them serves all steps.
+    """
+
+    function: int
+    lines: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    rows: NDArray[np.float32]
+
+
+_NO_UPDATE = Update(
+    0,
+    np.zeros((0, 0, 0), dtype=np.int64),
+    np.zeros(0, dtype=np.int64),
+    np.zeros((1, 0, 0), dtype=np.float32),
+)
 
 
 def run(
     code: NDArray[np.int64],
     numbers: NDArray[np.float32],
-    base: NDArray[np.int64],
-    step: NDArray[np.int64],
-    replicas: int,
+    slots: NDArray[np.int64],
     workspace: Workspace,
+    who: NDArray[np.int64],
+    steps: int = 1,
+    update: Update = _NO_UPDATE,
 ) -> bool:
-    """Run a tape for all replicas.
+    """Run a tape for one replica after another, for each of them step after step.
 
     Args:
-        code: ``(instructions, COLUMNS)``: operation; slot and byte offset of the result and of up
-            to three operands; three sizes; up to six strides in elements; index of a number.
-        numbers: constants of instructions.
-        base: addresses of the slots for the first replica.
-        step: bytes from one replica to the next, of each slot.
-        replicas: how many.
+        code: ``(instructions, COLUMNS)``: `address` of the operation; slot and byte offset of the
+            result and of up to three operands; three sizes; up to five strides in elements.
+        numbers: a constant for each instruction.
+        slots: ``(slots, 3)``: address for the first replica and step; bytes from one replica to
+            the next; bytes from one step to the next.
         workspace: of this thread.
+        who: which replicas.
+        steps: how many times each.
+        update: what follows every time; its replicas are those of ``who``.
 
     Returns:
         Whether all went well; not with an index out of range or an integer beyond `EXACT`.
     """
-    w = workspace
-    return bool(_run(code, numbers, base, step, replicas, w.where, w.panel, w.edge))
+    w, u = workspace, update
+    tables = code, numbers, slots
+    return bool(_run(*tables, who, steps, u.function, u.lines, u.sizes, u.rows, w.where, w.panel))
+
+
+@njit(nogil=True, no_cfunc_wrapper=True, **JIT)
+def _run(code, numbers, slots, who, steps, update, lines, sizes, rows, where, panel):
+    for i in range(len(who)):
+        for t in range(steps):
+            for s in range(len(slots)):
+                where[s] = slots[s, 0] + who[i] * slots[s, 1] + t * slots[s, 2]
+            for q in range(len(code)):
+                line, number = code[q].ctypes.data, numbers.ctypes.data + 4 * q
+                if call(code[q, 0], line, where.ctypes.data, number, panel.ctypes.data) != 0:
+                    return False
+            if update != 0:
+                row = rows[min(t, len(rows) - 1), i]
+                count = len(sizes)
+                call(update, lines[i].ctypes.data, sizes.ctypes.data, count, row.ctypes.data)
+    return True
+
+
+keep(_run, _run.py_func)
+
+
+_compiled: dict[str, CFunc] = {}
+_one_compiles = Lock()
+
+
+def address(operation: str) -> int:
+    """Address of the C function of one of the `OPERATIONS`, compiled if it was not."""
+    with _one_compiles:
+        if operation not in _compiled:
+            entry = OPERATIONS[operation]
+            signature = numba.int64(*[numba.int64] * 4)
+            made = CFunc(entry, (signature.args, signature.return_type), {}, JIT)
+            keep(made, entry, operation)
+            made.compile()
+            _compiled[operation] = made
+        return int(_compiled[operation].address)
+
+
+# An operation is given the addresses of its instruction, of the slots, of its constant and of the
+# scratch, and says whether it failed. It takes them apart by these.
+
+
+@njit(**INNER)
+def _floats(line, where, operand):
+    """The memory of the result, 0, or of an operand."""
+    parts, slots = span(line, np.int64, COLUMNS), span(where, np.int64, _ANY)
+    return span(slots[parts[1 + 2 * operand]] + parts[2 + 2 * operand], _F, _ANY)
+
+
+@njit(**INNER)
+def _wholes(line, where, operand):
+    """The same of int64."""
+    parts, slots = span(line, np.int64, COLUMNS), span(where, np.int64, _ANY)
+    return span(slots[parts[1 + 2 * operand]] + parts[2 + 2 * operand], np.int64, _ANY)
+
+
+@njit(**INNER)
+def _sizes(line):
+    """Three sizes, then five strides."""
+    return span(line + 8 * _SIZES, np.int64, 8)
+
+
+@njit(**INNER)
+def _number(address):
+    return span(address, _F, 1)[0]
+
+
+# Functions of elements.
 
 
 @intrinsic
@@ -88,10 +186,6 @@ def _power_of_two(typing, exponent):
         return builder.bitcast(bits, context.get_value_type(types.float32))
 
     return types.float32(types.int32), generate
-
-
-_F = np.float32
-_ANY = 1 << 40
 
 
 @njit(**INNER)
@@ -132,273 +226,293 @@ def _sigmoid(x):
     return _F(1.0) / (_F(1.0) + _exp(-x))
 
 
-# Loops run over slices from zero: an index that is a sum might be negative for all that the compiler
-# knows, and would be checked instead of vectorised.
-
-
 @njit(**INNER)
-def _copy(o, a, n0, n1, n2, s0, s1, s2):
+def _truth(x):
+    return _F(1.0) if x else _F(0.0)
+
+
+def _fill(line, where, number, scratch):
+    out, value = _floats(line, where, 0), _number(number)
+    for i in range(_sizes(line)[0]):
+        out[i] = value
+    return 0
+
+
+def _unary(f: Callable[..., Any]) -> Callable[..., int]:
+    f = register_jitable(**INNER)(f)
+
+    def operation(line, where, number, scratch):
+        out, x = _floats(line, where, 0), _floats(line, where, 1)
+        for i in range(_sizes(line)[0]):
+            out[i] = f(x[i])
+        return 0
+
+    return operation
+
+
+def _binary(f: Callable[..., Any]) -> Callable[..., int]:
+    f = register_jitable(**INNER)(f)
+
+    def operation(line, where, number, scratch):
+        out, x, y = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
+        constant = _number(number)
+        for i in range(_sizes(line)[0]):
+            out[i] = f(x[i], y[i], constant)
+        return 0
+
+    return operation
+
+
+def _where(line, where, number, scratch):
+    out, chosen = _floats(line, where, 0), _floats(line, where, 1)
+    x, y = _floats(line, where, 2), _floats(line, where, 3)
+    for i in range(_sizes(line)[0]):
+        out[i] = x[i] if chosen[i] != _F(0.0) else y[i]
+    return 0
+
+
+# Loops run over slices from zero: an index that is a sum might be negative for all that the
+# compiler knows, and would be checked instead of vectorised.
+
+
+def _copy(line, where, number, scratch):
+    out, x = _floats(line, where, 0), _floats(line, where, 1)
+    n0, n1, n, s0, s1, stride = to_fixed_tuple(_sizes(line), 6)
     for i in range(n0):
         for j in range(n1):
-            row, source = o[(i * n1 + j) * n2 :], a[i * s0 + j * s1 :]
-            if s2 == 1:
-                for k in range(n2):
+            row, source = out[(i * n1 + j) * n :], x[i * s0 + j * s1 :]
+            if stride == 1:
+                for k in range(n):
                     row[k] = source[k]
-            elif s2 == 0:
-                for k in range(n2):
+            elif stride == 0:
+                for k in range(n):
                     row[k] = source[0]
             else:
-                for k in range(n2):
-                    row[k] = source[k * s2]
+                for k in range(n):
+                    row[k] = source[k * stride]
+    return 0
 
 
-@njit(**INNER)
-def _elementwise(op, o, a, b, c, n, number):
-    if op == Op.FILL:
-        for i in range(n):
-            o[i] = number
-    elif op == Op.ADD:
-        for i in range(n):
-            o[i] = a[i] + b[i]
-    elif op == Op.SUB:
-        for i in range(n):
-            o[i] = a[i] - b[i]
-    elif op == Op.MUL:
-        for i in range(n):
-            o[i] = a[i] * b[i]
-    elif op == Op.DIV:
-        for i in range(n):
-            o[i] = a[i] / b[i]
-    elif op == Op.SQUARED_DIFFERENCE:
-        for i in range(n):
-            o[i] = (a[i] - b[i]) * (a[i] - b[i])
-    elif op == Op.MAXIMUM:
-        for i in range(n):
-            o[i] = a[i] if a[i] > b[i] or a[i] != a[i] else b[i]
-    elif op == Op.MINIMUM:
-        for i in range(n):
-            o[i] = a[i] if a[i] < b[i] or a[i] != a[i] else b[i]
-    elif op == Op.EQUAL:
-        for i in range(n):
-            o[i] = _F(1.0) if a[i] == b[i] else _F(0.0)
-    elif op == Op.NOT_EQUAL:
-        for i in range(n):
-            o[i] = _F(1.0) if a[i] != b[i] else _F(0.0)
-    elif op == Op.GREATER:
-        for i in range(n):
-            o[i] = _F(1.0) if a[i] > b[i] else _F(0.0)
-    elif op == Op.LESS:
-        for i in range(n):
-            o[i] = _F(1.0) if a[i] < b[i] else _F(0.0)
-    elif op == Op.WHERE:
-        for i in range(n):
-            o[i] = b[i] if a[i] != _F(0.0) else c[i]
-    elif op == Op.RELU:
-        for i in range(n):
-            o[i] = _F(0.0) if a[i] <= _F(0.0) else a[i]
-    elif op == Op.NEG:
-        for i in range(n):
-            o[i] = -a[i]
-    elif op == Op.EXP:
-        for i in range(n):
-            o[i] = _exp(a[i])
-    elif op == Op.LOG:
-        for i in range(n):
-            o[i] = np.log(a[i])
-    elif op == Op.TANH:
-        for i in range(n):
-            o[i] = _tanh(a[i])
-    elif op == Op.SIGMOID:
-        for i in range(n):
-            o[i] = _sigmoid(a[i])
-    elif op == Op.ABSOLUTE:
-        for i in range(n):
-            o[i] = abs(a[i])
-    elif op == Op.SQRT:
-        for i in range(n):
-            o[i] = np.sqrt(a[i])
-    elif op == Op.THRESHOLD_BACKWARD:
-        for i in range(n):
-            o[i] = _F(0.0) if b[i] <= number else a[i]
-    elif op == Op.TANH_BACKWARD:
-        for i in range(n):
-            o[i] = a[i] * (_F(1.0) - b[i] * b[i])
-    elif op == Op.SIGMOID_BACKWARD:
-        for i in range(n):
-            o[i] = a[i] * (_F(1.0) - b[i]) * b[i]
+def _integers(line, where, number, scratch):
+    out, x = _floats(line, where, 0), _wholes(line, where, 1)
+    n0, n1, n2, s0, s1, s2 = to_fixed_tuple(_sizes(line), 6)
+    exact, place = True, 0
+    for i in range(n0):
+        for j in range(n1):
+            for k in range(n2):
+                value = x[i * s0 + j * s1 + k * s2]
+                exact &= -EXACT <= value <= EXACT
+                out[place] = value
+                place += 1
+    return 0 if exact else 1
 
 
-@njit(**INNER)
-def _sum(o, a, outer, n, inner):
+def _rows(line, where, number, scratch):
+    out, x, index = _floats(line, where, 0), _floats(line, where, 1), _wholes(line, where, 2)
+    rows, n = to_fixed_tuple(_sizes(line), 2)
+    for i in range(rows):
+        into, row = out[i * n :], x[index[i] * n :]
+        for k in range(n):
+            into[k] = row[k]
+    return 0
+
+
+def _integer_rows(line, where, number, scratch):
+    out, x, index = _floats(line, where, 0), _wholes(line, where, 1), _wholes(line, where, 2)
+    rows, n = to_fixed_tuple(_sizes(line), 2)
+    exact = True
+    for i in range(rows):
+        for k in range(n):
+            value = x[index[i] * n + k]
+            exact &= -EXACT <= value <= EXACT
+            out[i * n + k] = value
+    return 0 if exact else 1
+
+
+def _product(line, where, number, scratch):
+    m, n, depth, a_row, a_column, b_row, b_column, add = to_fixed_tuple(_sizes(line), 8)
+    a, b = _floats(line, where, 1).ctypes.data, _floats(line, where, 2).ctypes.data
+    out, edge = _floats(line, where, 0).ctypes.data, span(scratch, _F, EDGE)
+    panel = span(scratch + 4 * EDGE, _F, _ANY)
+    product(a, a_row, a_column, b, b_row, b_column, out, m, n, depth, add, panel, edge)
+    return 0
+
+
+# Reductions, over the middle of three sizes.
+
+
+def _sum(line, where, number, scratch):
+    out, x, factor = _floats(line, where, 0), _floats(line, where, 1), _number(number)
+    outer, n, inner = to_fixed_tuple(_sizes(line), 3)
     for i in range(outer):
         if inner == 1:
-            row, total = a[i * n :], 0.0
+            row, total = x[i * n :], 0.0
             for k in range(n):
                 total += row[k]
-            o[i] = total
+            out[i] = total * factor
             continue
-        into = o[i * inner :]
+        into = out[i * inner :]
         for j in range(inner):
             into[j] = 0
         for k in range(n):
-            row = a[(i * n + k) * inner :]
+            row = x[(i * n + k) * inner :]
             for j in range(inner):
                 into[j] += row[j]
-
-
-@njit(**INNER)
-def _largest(op, o, a, outer, n, inner):
-    for i in range(outer):
         for j in range(inner):
-            line, place = a[i * n * inner + j :], 0
-            largest = line[0]
-            for k in range(1, n):
-                value = line[k * inner]
-                # NaN counts as largest, the first of them, as torch has it.
-                if value > largest or (value != value and largest == largest):
-                    largest, place = value, k
-            o[i * inner + j] = _F(place) if op == Op.ARGMAX else largest
+            into[j] *= factor
+    return 0
+
+
+def _largest(place: bool) -> Callable[..., int]:
+    def operation(line, where, number, scratch):
+        out, x = _floats(line, where, 0), _floats(line, where, 1)
+        outer, n, inner = to_fixed_tuple(_sizes(line), 3)
+        for i in range(outer):
+            for j in range(inner):
+                row, best = x[i * n * inner + j :], 0
+                largest = row[0]
+                for k in range(1, n):
+                    value = row[k * inner]
+                    # NaN counts as largest, the first of them, as torch has it.
+                    if value > largest or (value != value and largest == largest):
+                        largest, best = value, k
+                out[i * inner + j] = _F(best) if place else largest
+        return 0
+
+    return operation
 
 
 @njit(**INNER)
-def _shifted(scratch, a, rows, n, largest):
-    """Rows less their largest number, which is kept."""
+def _exponentials(out, x, rows, n, shifts, sums, differences):
+    """Of rows less their largest number: exponentials, shifts and sums; and the differences."""
     for i in range(rows):
-        row, into = a[i * n :], scratch[i * n :]
+        row, into = x[i * n :], differences[i * n :]
         most = row[0]
         for k in range(1, n):
             most = row[k] if row[k] > most or row[k] != row[k] else most
         # All minus infinity, or some infinity: the difference would be NaN.
         shift = most if abs(most) < _F(np.inf) else _F(0.0)
-        largest[i] = shift
+        shifts[i] = shift
         for k in range(n):
             into[k] = row[k] - shift
-
-
-@njit(**INNER)
-def _logsumexp(o, a, rows, n, scratch):
-    largest = scratch[rows * n :]
-    _shifted(scratch, a, rows, n, largest)
     for i in range(rows * n):
-        scratch[i] = _exp(scratch[i])
-    _sum(o, scratch, rows, n, 1)
+        out[i] = _exp(differences[i])
     for i in range(rows):
-        o[i] = np.log(o[i]) + largest[i]
-
-
-@njit(**INNER)
-def _log_softmax(o, a, rows, n, scratch):
-    shares, sums = scratch[rows * n :], scratch[2 * rows * n :]
-    _shifted(scratch, a, rows, n, sums)
-    for i in range(rows * n):
-        shares[i] = _exp(scratch[i])
-    _sum(sums, shares, rows, n, 1)
-    for i in range(rows):
-        shift, into, out = np.log(sums[i]), scratch[i * n :], o[i * n :]
+        row, total = out[i * n :], _F(0.0)
         for k in range(n):
-            out[k] = into[k] - shift
+            total += row[k]
+        sums[i] = total
 
 
-@njit(**INNER)
-def _log_softmax_backward(o, gradient, output, rows, n, scratch):
-    sums = scratch[rows * n :]
-    _sum(sums, gradient, rows, n, 1)
-    for i in range(rows * n):
-        scratch[i] = _exp(output[i])
+def _logsumexp(line, where, number, scratch):
+    out, x = _floats(line, where, 0), _floats(line, where, 1)
+    rows, n = to_fixed_tuple(_sizes(line), 2)
+    shares = span(scratch, _F, _ANY)
+    sums = shares[rows * n :]
+    _exponentials(shares, x, rows, n, out, sums, shares)
     for i in range(rows):
-        g, share, out = gradient[i * n :], scratch[i * n :], o[i * n :]
+        out[i] += np.log(sums[i])
+    return 0
+
+
+def _log_softmax(line, where, number, scratch):
+    out, x = _floats(line, where, 0), _floats(line, where, 1)
+    rows, n = to_fixed_tuple(_sizes(line), 2)
+    shares = span(scratch, _F, _ANY)
+    shifts, sums = shares[rows * n :], shares[rows * (n + 1) :]
+    _exponentials(shares, x, rows, n, shifts, sums, out)
+    for i in range(rows):
+        row, total = out[i * n :], np.log(sums[i])
         for k in range(n):
-            out[k] = g[k] - share[k] * sums[i]
+            row[k] -= total
+    return 0
 
 
-@njit(**INNER)
-def _look_up(op, o, a, index, rows, n, picks):
-    """Between rows of ``n`` and rows of ``picks``; False for an index out of range."""
+def _log_softmax_backward(line, where, number, scratch):
+    out, gradient, output = (
+        _floats(line, where, 0),
+        _floats(line, where, 1),
+        _floats(line, where, 2),
+    )
+    rows, n = to_fixed_tuple(_sizes(line), 2)
+    for i in range(rows * n):
+        out[i] = _exp(output[i])
+    for i in range(rows):
+        row, g, total = out[i * n :], gradient[i * n :], _F(0.0)
+        for k in range(n):
+            total += g[k]
+        for k in range(n):
+            row[k] = g[k] - row[k] * total
+    return 0
+
+
+def _gather(line, where, number, scratch):
+    out, x, index = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
+    rows, n, picks = to_fixed_tuple(_sizes(line), 3)
     for i in range(rows):
         for k in range(picks):
             place = int(index[i * picks + k])
             if place < 0 or place >= n:
-                return False
-            if op == Op.GATHER:
-                o[i * picks + k] = a[i * n + place]
-            elif op == Op.SCATTER:
-                o[i * n + place] = a[i * picks + k]
-            else:
-                o[i * n + place] += a[i * picks + k]
-    return True
+                return 1
+            out[i * picks + k] = x[i * n + place]
+    return 0
 
 
-@njit(**INNER)
-def _integers(o, a, n0, n1, n2, s0, s1, s2):
-    exact = True
-    for i in range(n0):
-        for j in range(n1):
-            for k in range(n2):
-                value = a[i * s0 + j * s1 + k * s2]
-                exact &= -EXACT <= value <= EXACT
-                o[(i * n1 + j) * n2 + k] = value
-    return exact
+def _scatter(add: bool) -> Callable[..., int]:
+    def operation(line, where, number, scratch):
+        out, x, index = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
+        rows, n, picks = to_fixed_tuple(_sizes(line), 3)
+        for i in range(rows):
+            for k in range(picks):
+                place = int(index[i * picks + k])
+                if place < 0 or place >= n:
+                    return 1
+                before = out[i * n + place] if add else _F(0.0)
+                out[i * n + place] = before + x[i * picks + k]
+        return 0
+
+    return operation
 
 
-@njit(cache=True, nogil=True, no_cfunc_wrapper=True, **JIT)
-def _run(code, numbers, base, step, replicas, where, panel, edge):
-    whole = np.empty(0, dtype=np.int64)
-    for r in range(replicas):
-        for s in range(len(base)):
-            where[s] = base[s] + r * step[s]
-        for q in range(len(code)):
-            line = code[q]
-            op, n0, n1, n2 = line[0], line[9], line[10], line[11]
-            to = where[line[1]] + line[2]
-            first = where[line[3]] + line[4]
-            second = where[line[5]] + line[6]
-            third = where[line[7]] + line[8]
-            if op == Op.PRODUCT:
-                product(
-                    first,
-                    line[12],
-                    line[13],
-                    second,
-                    line[14],
-                    line[15],
-                    to,
-                    n0,
-                    n1,
-                    n2,
-                    line[16],
-                    panel,
-                    edge,
-                )
-                continue
-            size = n0 * n1 * n2
-            o = view(to, panel, 0, _ANY)
-            if op == Op.INTEGERS:
-                source = view(first, whole, 0, _ANY)
-                if not _integers(o, source, n0, n1, n2, line[12], line[13], line[14]):
-                    return False
-                continue
-            # Whatever the operands' sizes: nothing checks an index here.
-            a = view(first, panel, 0, _ANY)
-            b = view(second, panel, 0, _ANY)
-            if op == Op.COPY:
-                _copy(o, a, n0, n1, n2, line[12], line[13], line[14])
-            elif op >= Op.GATHER:
-                if not _look_up(op, o, a, b, n0, n1, n2):
-                    return False
-            elif op == Op.LOGSUMEXP:
-                _logsumexp(o, a, n0, n1, panel)
-            elif op == Op.LOG_SOFTMAX:
-                _log_softmax(o, a, n0, n1, panel)
-            elif op == Op.LOG_SOFTMAX_BACKWARD:
-                _log_softmax_backward(o, a, b, n0, n1, panel)
-            elif op >= Op.LARGEST:
-                _largest(op, o, a, n0, n1, n2)
-            elif op >= Op.SUM:
-                _sum(o, a, n0, n1, n2)
-                if op == Op.MEAN:
-                    for i in range(n0 * n2):
-                        o[i] /= _F(n1)
-            else:
-                c = view(third, panel, 0, _ANY)
-                _elementwise(op, o, a, b, c, size, numbers[line[17]])
-    return True
+# Operands are contiguous but for copy, integers and product. Integers and the rows' indices are
+# int64, all else is float32.
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "copy": _copy,
+    "integers": _integers,
+    "rows": _rows,
+    "integer_rows": _integer_rows,
+    "fill": _fill,
+    "product": _product,
+    "add": _binary(lambda x, y, _: x + y),
+    "sub": _binary(lambda x, y, _: x - y),
+    "mul": _binary(lambda x, y, _: x * y),
+    "div": _binary(lambda x, y, _: x / y),
+    "squared_difference": _binary(lambda x, y, _: (x - y) * (x - y)),
+    "maximum": _binary(lambda x, y, _: x if x > y or x != x else y),
+    "minimum": _binary(lambda x, y, _: x if x < y or x != x else y),
+    "eq": _binary(lambda x, y, _: _truth(x == y)),
+    "ne": _binary(lambda x, y, _: _truth(x != y)),
+    "gt": _binary(lambda x, y, _: _truth(x > y)),
+    "lt": _binary(lambda x, y, _: _truth(x < y)),
+    "where": _where,
+    "relu": _unary(lambda x: _F(0.0) if x <= _F(0.0) else x),
+    "neg": _unary(lambda x: -x),
+    "exp": _unary(lambda x: _exp(x)),
+    "log": _unary(lambda x: np.log(x)),
+    "tanh": _unary(lambda x: _tanh(x)),
+    "sigmoid": _unary(lambda x: _sigmoid(x)),
+    "abs": _unary(lambda x: abs(x)),
+    "sqrt": _unary(lambda x: np.sqrt(x)),
+    "threshold_backward": _binary(lambda g, x, least: _F(0.0) if x <= least else g),
+    "tanh_backward": _binary(lambda g, y, _: g * (_F(1.0) - y * y)),
+    "sigmoid_backward": _binary(lambda g, y, _: g * (_F(1.0) - y) * y),
+    "sum": _sum,
+    "amax": _largest(place=False),
+    "argmax": _largest(place=True),
+    "logsumexp": _logsumexp,
+    "log_softmax": _log_softmax,
+    "log_softmax_backward": _log_softmax_backward,
+    "gather": _gather,
+    "scatter": _scatter(add=False),
+    "scatter_add": _scatter(add=True),
+}

@@ -15,7 +15,7 @@ from thalweg.replicas.trace import straighten
 from thalweg.tasks import Task
 
 if TYPE_CHECKING:
-    from thalweg.replicas.lower import Tape
+    from thalweg.replicas.taped import Tape, TrainingTape
 
 __all__ = ["Backend", "Model", "Program", "build", "stack"]
 
@@ -58,6 +58,7 @@ class Program:
         evaluate: ``(parameters, constants, x, y) -> (losses, metrics)`` of the same data for all.
         backend: how it runs.
         note: why it runs so, if not as asked.
+        tape: the step on a tape, where that can hold it: float32 on the CPU, of known operations.
         concurrent: whether several threads may run it at once: it is traced, so that no module's
             tensors are swapped, and draws no random numbers, whose stream is everybody's.
     """
@@ -66,6 +67,7 @@ class Program:
     evaluate: Evaluation
     backend: Backend
     note: str = ""
+    tape: "TrainingTape | None" = None
     concurrent: bool = False
 
 
@@ -198,13 +200,11 @@ def _faster(
     quick: Step = torch.no_grad()(_flat(straight))
     scored = _straight_score(scored)
     before = torch.get_rng_state()
-    expected = quick(*example)
+    quick(*example)
     draws = not torch.equal(before, torch.get_rng_state())
-    if not draws:
-        quick = _taped_step(straight, quick, example, expected, shared)
     eager = Program(quick, scored, "eager", concurrent=not draws)
     if want == "eager":
-        return eager
+        return eager if draws else replace(eager, tape=_training_tape(straight, example, shared))
     try:
         with warnings.catch_warnings():
             # torch warns about its own deprecations while it compiles.
@@ -243,30 +243,26 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     return torch.no_grad()(evaluate)
 
 
-def _taped_step(
-    straight: GraphModule,
-    quick: Step,
-    example: tuple[Tensors, Tensors, Tensor, Tensor],
-    expected: tuple[Tensor, Tensors, Tensors],
-    shared: bool,
-) -> Step:
-    """The step on a tape, if that can hold it, else as it is."""
+def _training_tape(
+    straight: GraphModule, example: tuple[Tensors, Tensors, Tensor, Tensor], shared: bool
+) -> "TrainingTape | None":
+    """The step on a tape, if one can hold it."""
     parameters, constants, x, y = example
-    if constants:  # a result that is the next step's input would be overwritten as it is read
-        return quick
-    line = _tape(straight, [*parameters, x, y], [True] * len(parameters) + [not shared] * 2)
-    if line is None or not _agree(line([*parameters, x, y], len(parameters[0])), [expected[0], *expected[1]]):
-        return quick
+    # A module's changing buffers would have to go from step to step.
+    if constants or any(t.device.type != "cpu" for t in (*parameters, x, y)):
+        return None
+    from thalweg.replicas.lower import Refused
+    from thalweg.replicas.taped import Tape, TrainingTape
 
-    def step(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensors, Tensors]:
-        results = line([*parameters, x, y], len(parameters[0]))
-        if results is None:
-            return quick(parameters, constants, x, y)
-        return results[0], results[1:], constants
-
-    return step
+    inputs = [*parameters, x, y]
+    each = [True] * len(parameters) + [not shared] * 2
+    try:
+        line = Tape(straight, each, len(parameters[0]))
+        training = TrainingTape(straight, shared, len(parameters[0]))
+    except Refused:
+        return None
+    loss, gradients, _ = straight(*example)
+    return training if _agree(line(inputs, len(parameters[0])), [loss, *gradients]) else None
 
 
 def _taped_score(
@@ -276,8 +272,16 @@ def _taped_score(
     parameters, constants, x, y = example
     quick: Evaluation = straight
     stacked = [*parameters, *constants]
-    line = _tape(straight, [*stacked, x, y], [True] * len(stacked) + [False] * 2)
-    if line is None or not _agree(line([*stacked, x, y], len(stacked[0])), quick(*example)):
+    if any(t.device.type != "cpu" for t in (*stacked, x, y)):
+        return quick
+    from thalweg.replicas.lower import Refused
+    from thalweg.replicas.taped import Tape
+
+    try:
+        line = Tape(straight, [True] * len(stacked) + [False] * 2, len(stacked[0]))
+    except Refused:
+        return quick
+    if not _agree(line([*stacked, x, y], len(stacked[0])), quick(*example)):
         return quick
 
     def evaluate(
@@ -291,23 +295,15 @@ def _taped_score(
     return evaluate
 
 
-def _tape(straight: GraphModule, inputs: Tensors, each: Sequence[bool]) -> "Tape | None":
-    if any(t.device.type != "cpu" for t in inputs):
-        return None
-    from thalweg.replicas.lower import Refused, lower
-
-    try:
-        return lower(straight, each, len(inputs[0]))
-    except Refused:
-        return None
-
-
 def _agree(ours: Sequence[Tensor] | None, theirs: Sequence[Tensor]) -> bool:
     """Whether results are the same but for rounding, which a few replicas may have enlarged."""
     if ours is None:
         return False
     for a, b in zip(ours, theirs, strict=True):
-        a, b = a.flatten(1) if a.ndim > 1 else a[:, None], b.flatten(1) if b.ndim > 1 else b[:, None]
+        a, b = (
+            a.flatten(1) if a.ndim > 1 else a[:, None],
+            b.flatten(1) if b.ndim > 1 else b[:, None],
+        )
         sound = b.isfinite().all(1)
         apart = (a - b).abs().amax(1) > 1e-3 * b.abs().amax(1) + 1e-6
         if (apart & sound).sum() > 0.1 * sound.sum():

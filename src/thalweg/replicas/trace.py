@@ -27,7 +27,13 @@ def straighten(function: Callable[..., Any], example: Sequence[Any]) -> GraphMod
         Exception: whatever tracing raises where the function's control flow depends on values.
     """
     program = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
-    for rewrite in (_drop_identities, _cancel_transposes, _fuse_bias):
+    for rewrite in (
+        _drop_identities,
+        _cancel_transposes,
+        _turn_product,
+        _cancel_transposes,
+        _fuse_bias,
+    ):
         for node in list(program.graph.nodes):
             if node.op == "call_function":
                 rewrite(node)
@@ -71,6 +77,36 @@ def _cancel_transposes(node: Node) -> None:
     dimensions = {int(d) % value.ndim for d in node.args[1:]}  # type: ignore[arg-type]
     if dimensions == {int(d) % value.ndim for d in source.args[1:]}:  # type: ignore[arg-type]
         _replace(node, source.args[0])  # type: ignore[arg-type]
+
+
+def _is_transpose(node: Any) -> bool:
+    """Of the matrices of a stack."""
+    value = _value(node)
+    return (
+        value is not None
+        and node.target is _aten.transpose.int
+        and value.ndim == 3
+        and {int(d) % 3 for d in node.args[1:]} == {1, 2}
+    )
+
+
+def _turn_product(node: Node) -> None:
+    """``(a b)'`` is ``b' a'``, and comes out contiguous, as the optimizer needs a gradient."""
+    product = node.args[0] if node.args else None
+    if not (_is_transpose(node) and isinstance(product, Node) and len(product.users) == 1):
+        return
+    if product.target is not _aten.bmm.default:
+        return
+    graph = node.graph
+    with graph.inserting_before(node):
+        factors = []
+        for factor in reversed(product.args):
+            turned = graph.call_function(_aten.transpose.int, (factor, 1, 2))
+            turned.meta["val"] = factor.meta["val"].transpose(1, 2)  # type: ignore[union-attr]
+            factors.append(turned)
+        result = graph.call_function(_aten.bmm.default, tuple(factors))
+    result.meta["val"] = node.meta["val"].contiguous()
+    _replace(node, result)
 
 
 def _fuse_bias(node: Node) -> None:

@@ -94,6 +94,10 @@ class _Batches:
         orders = [torch.randperm(len(self._split), generator=g)[:kept] for g in self._generators]
         self._order = torch.stack(orders).to(self._split.x.device)
 
+    def order(self) -> Tensor:
+        """Which samples each replica sees in the epoch: ``(replicas, samples)``, or one for all."""
+        return self._order if self.shared else self._order.index_select(0, self._owner)
+
     def __call__(self, i: int) -> tuple[Tensor, Tensor]:
         """Batch ``i`` of the epoch: ``(batch, *)`` if shared, else ``(replicas, batch, *)``."""
         size = self._budget.batch_size
@@ -169,8 +173,11 @@ def train(
         count = min(budget.steps_per_epoch, budget.steps - step)
         losses = torch.empty((count, len(present)), device=device)
         start, updating = perf_counter(), updates.seconds.sum()
+        taped = passes.tape is not None and updates.taped
+        if passes.tape is not None and updates.taped:
+            updates.train(passes.tape, (data.x, data.y), batches.order(), losses)
         with nullcontext() if passes.concurrent else state:
-            for i in range(count):
+            for i in range(0 if taped else count):
                 moved = updates.look_ahead()
                 loss, gradients, constants = passes.step(parameters, constants, *batches(i))
                 updates.return_from(moved)
@@ -212,7 +219,8 @@ def train(
             for p in parameters:
                 p[torch.as_tensor(gone, device=device)] = 0
             # Compiled passes have a fixed shape: there an empty place costs less than compiling.
-            if passes.backend == "eager" and 0 < alive.sum() <= len(alive) // 2:
+            # On a tape it costs nothing.
+            if passes.backend == "eager" and not taped and 0 < alive.sum() <= len(alive) // 2:
                 keep = np.flatnonzero(alive).tolist()
                 seconds[present] += updates.seconds
                 parameters = [p[keep].contiguous() for p in parameters]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thalweg.kernels import cpu, tensors
+from thalweg.kernels.tape import Update
+from thalweg.replicas.taped import TrainingTape
 from thalweg.rules import Rule
 
 __all__ = ["Replica", "Updates"]
@@ -83,6 +85,34 @@ class Updates:
             if len(group.alive):
                 start = perf_counter()
                 group.step(gradients, addresses)
+                self.seconds[group.alive] += (perf_counter() - start) / len(group.alive)
+
+    @property
+    def taped(self) -> bool:
+        """Whether `train` can take the steps: no rule takes its gradient elsewhere."""
+        return all(isinstance(g, _KernelGroup) and g.rule.point is None for g in self._groups)
+
+    def train(
+        self, tape: TrainingTape, data: tuple[Tensor, Tensor], order: Tensor, losses: Tensor
+    ) -> None:
+        """Advance all replicas by as many steps as there are losses, in place.
+
+        Args:
+            tape: their passes.
+            data: all inputs and targets.
+            order: int64, which samples each replica sees, ``(replicas or 1, samples)``.
+            losses: ``(steps, replicas)``, to be written.
+
+        Raises:
+            IndexError: for targets that the model has no output for.
+        """
+        for group in self._groups:
+            if len(group.alive):
+                assert isinstance(group, _KernelGroup)
+                start = perf_counter()
+                update = group.update_on_tape(len(losses), tape.gradients())
+                if not tape.train(self._parameters, data, order, losses, group.alive, update):
+                    raise IndexError("a target or an index is out of the range of the outputs")
                 self.seconds[group.alive] += (perf_counter() - start) / len(group.alive)
 
     def drop(self, replicas: Sequence[int]) -> None:
@@ -225,6 +255,25 @@ class _KernelGroup(_Group):
             self._coefficients = self._rows.astype(self._dtype)
         self._segments.gradients[:] = (addresses + self._offsets).ravel()
         cpu.run(self.rule, self._segments, self._coefficients)
+
+    def update_on_tape(self, steps: int, gradients: list[int]) -> Update:
+        """The next steps of the living members, whose gradients are at these addresses."""
+        living = np.isin(self.members, self.alive)
+        rows = []
+        for _ in range(steps):
+            if self._next_rows() or not rows:
+                rows.append(self._rows[living])
+        lines = np.empty((len(self.alive), len(gradients), 2 + len(self.rule.state)), np.int64)
+        table = self._segments
+        lines[..., 0] = table.parameters.reshape(len(self.alive), -1)
+        lines[..., 1] = gradients
+        lines[..., 2:] = table.states.reshape(*lines.shape[:2], -1)
+        return Update(
+            cpu.step_function(self.rule.update, len(self.rule.state), self._rows.shape[1] - 3),
+            lines,
+            np.array([p[0].numel() for p in self._parameters], dtype=np.int64),
+            np.array(rows, dtype=np.float32),
+        )
 
     def _shift(self) -> None:
         cpu.shift(self.rule, self._segments, self._rows_ahead().astype(self._dtype))
