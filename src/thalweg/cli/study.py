@@ -4,7 +4,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,7 +98,7 @@ def study(
                 device=device,
                 resume=resume,
                 time_limit=time_limit,
-                progress=show,
+                progress=_importing_report(show),
             )
     except thalweg.StudyError as error:
         _refuse(_option(error.argument), error.problem)
@@ -128,6 +130,18 @@ def _compiling() -> Iterator[None]:
             yield
         finally:
             process.kill()
+
+
+def _importing_report(show: "Callable[[Progress], None]") -> "Callable[[Progress], None]":
+    """Import what the report needs once training has begun, which leaves Python idle."""
+    importing = Thread(target=import_module, args=("thalweg.report",))
+
+    def progress(p: "Progress") -> None:
+        if importing.ident is None:
+            importing.start()
+        show(p)
+
+    return progress
 
 
 def _keep_memory() -> None:

@@ -9,6 +9,7 @@ Every operation is a C function that is compiled when a tape first needs it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from threading import Lock
 from typing import Any
 
@@ -16,7 +17,7 @@ import numba
 import numpy as np
 from numba import njit, types
 from numba.core.ccallback import CFunc
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
@@ -24,7 +25,7 @@ from thalweg.kernels.disk import keep
 from thalweg.kernels.gemm import EDGE, product
 from thalweg.kernels.memory import INNER, JIT, call, span
 
-__all__ = ["COLUMNS", "EXACT", "OPERATIONS", "Update", "Workspace", "address", "run"]
+__all__ = ["COLUMNS", "EXACT", "OPERATIONS", "Each", "Update", "Workspace", "address", "run"]
 
 COLUMNS = 17  # of an instruction
 EXACT = 1 << 24  # up to here every integer is a float32
@@ -221,46 +222,104 @@ def _tanh(x):
     return near if size < _F(0.625) else far
 
 
-@njit(**INNER)
-def _sigmoid(x):
-    return _F(1.0) / (_F(1.0) + _exp(-x))
+class Each(IntEnum):
+    """Operations element by element: of up to two operands, or of those and a constant."""
+
+    FILL, ADD, SUB, MUL, DIV, NEG, RELU, EXP, THRESHOLD_BACKWARD, EQ = range(10)
+    ABS, SQRT, LOG, TANH, SIGMOID, TANH_BACKWARD, SIGMOID_BACKWARD = range(20, 27)
+    NE, GT, LT, MAXIMUM, MINIMUM, SQUARED_DIFFERENCE = range(30, 36)
+
+    @property
+    def function(self) -> str:
+        """Which of the `OPERATIONS` has it; its number goes to the first stride."""
+        return "usual" if self < 20 else "rarer"
 
 
-@njit(**INNER)
-def _truth(x):
-    return _F(1.0) if x else _F(0.0)
+# Two functions, because of compile time: one for each operation takes far longer in all, and one
+# for all of them is longer than most programs need.
 
 
-def _fill(line, where, number, scratch):
-    out, value = _floats(line, where, 0), _number(number)
-    for i in range(_sizes(line)[0]):
-        out[i] = value
+def _usual(line, where, number, scratch):
+    out, x, y = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
+    constant, parts = _number(number), _sizes(line)
+    n, what = parts[0], parts[3]
+    if what == Each.FILL:
+        for i in range(n):
+            out[i] = constant
+    elif what == Each.ADD:
+        for i in range(n):
+            out[i] = x[i] + y[i]
+    elif what == Each.SUB:
+        for i in range(n):
+            out[i] = x[i] - y[i]
+    elif what == Each.MUL:
+        for i in range(n):
+            out[i] = x[i] * y[i]
+    elif what == Each.DIV:
+        for i in range(n):
+            out[i] = x[i] / y[i]
+    elif what == Each.NEG:
+        for i in range(n):
+            out[i] = -x[i]
+    elif what == Each.RELU:
+        for i in range(n):
+            out[i] = _F(0.0) if x[i] <= _F(0.0) else x[i]
+    elif what == Each.EXP:
+        for i in range(n):
+            out[i] = _exp(x[i])
+    elif what == Each.THRESHOLD_BACKWARD:
+        for i in range(n):
+            out[i] = _F(0.0) if y[i] <= constant else x[i]
+    else:
+        for i in range(n):
+            out[i] = _F(1.0) if x[i] == y[i] else _F(0.0)
     return 0
 
 
-def _unary(f: Callable[..., Any]) -> Callable[..., int]:
-    f = register_jitable(**INNER)(f)
-
-    def operation(line, where, number, scratch):
-        out, x = _floats(line, where, 0), _floats(line, where, 1)
-        for i in range(_sizes(line)[0]):
-            out[i] = f(x[i])
-        return 0
-
-    return operation
-
-
-def _binary(f: Callable[..., Any]) -> Callable[..., int]:
-    f = register_jitable(**INNER)(f)
-
-    def operation(line, where, number, scratch):
-        out, x, y = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
-        constant = _number(number)
-        for i in range(_sizes(line)[0]):
-            out[i] = f(x[i], y[i], constant)
-        return 0
-
-    return operation
+def _rarer(line, where, number, scratch):
+    out, x, y = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
+    parts = _sizes(line)
+    n, what = parts[0], parts[3]
+    if what == Each.ABS:
+        for i in range(n):
+            out[i] = abs(x[i])
+    elif what == Each.SQRT:
+        for i in range(n):
+            out[i] = np.sqrt(x[i])
+    elif what == Each.LOG:
+        for i in range(n):
+            out[i] = np.log(x[i])
+    elif what == Each.TANH:
+        for i in range(n):
+            out[i] = _tanh(x[i])
+    elif what == Each.SIGMOID:
+        for i in range(n):
+            out[i] = _F(1.0) / (_F(1.0) + _exp(-x[i]))
+    elif what == Each.TANH_BACKWARD:
+        for i in range(n):
+            out[i] = x[i] * (_F(1.0) - y[i] * y[i])
+    elif what == Each.SIGMOID_BACKWARD:
+        for i in range(n):
+            out[i] = x[i] * (_F(1.0) - y[i]) * y[i]
+    elif what == Each.NE:
+        for i in range(n):
+            out[i] = _F(1.0) if x[i] != y[i] else _F(0.0)
+    elif what == Each.GT:
+        for i in range(n):
+            out[i] = _F(1.0) if x[i] > y[i] else _F(0.0)
+    elif what == Each.LT:
+        for i in range(n):
+            out[i] = _F(1.0) if x[i] < y[i] else _F(0.0)
+    elif what == Each.MAXIMUM:
+        for i in range(n):
+            out[i] = x[i] if x[i] > y[i] or x[i] != x[i] else y[i]
+    elif what == Each.MINIMUM:
+        for i in range(n):
+            out[i] = x[i] if x[i] < y[i] or x[i] != x[i] else y[i]
+    else:
+        for i in range(n):
+            out[i] = (x[i] - y[i]) * (x[i] - y[i])
+    return 0
 
 
 def _where(line, where, number, scratch):
@@ -481,31 +540,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "integers": _integers,
     "rows": _rows,
     "integer_rows": _integer_rows,
-    "fill": _fill,
     "product": _product,
-    "add": _binary(lambda x, y, _: x + y),
-    "sub": _binary(lambda x, y, _: x - y),
-    "mul": _binary(lambda x, y, _: x * y),
-    "div": _binary(lambda x, y, _: x / y),
-    "squared_difference": _binary(lambda x, y, _: (x - y) * (x - y)),
-    "maximum": _binary(lambda x, y, _: x if x > y or x != x else y),
-    "minimum": _binary(lambda x, y, _: x if x < y or x != x else y),
-    "eq": _binary(lambda x, y, _: _truth(x == y)),
-    "ne": _binary(lambda x, y, _: _truth(x != y)),
-    "gt": _binary(lambda x, y, _: _truth(x > y)),
-    "lt": _binary(lambda x, y, _: _truth(x < y)),
+    "usual": _usual,
+    "rarer": _rarer,
     "where": _where,
-    "relu": _unary(lambda x: _F(0.0) if x <= _F(0.0) else x),
-    "neg": _unary(lambda x: -x),
-    "exp": _unary(lambda x: _exp(x)),
-    "log": _unary(lambda x: np.log(x)),
-    "tanh": _unary(lambda x: _tanh(x)),
-    "sigmoid": _unary(lambda x: _sigmoid(x)),
-    "abs": _unary(lambda x: abs(x)),
-    "sqrt": _unary(lambda x: np.sqrt(x)),
-    "threshold_backward": _binary(lambda g, x, least: _F(0.0) if x <= least else g),
-    "tanh_backward": _binary(lambda g, y, _: g * (_F(1.0) - y * y)),
-    "sigmoid_backward": _binary(lambda g, y, _: g * (_F(1.0) - y) * y),
     "sum": _sum,
     "amax": _largest(place=False),
     "argmax": _largest(place=True),

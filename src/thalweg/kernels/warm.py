@@ -9,7 +9,7 @@ __all__ = ["warm"]
 
 # Those that take longest, of a network of linear layers with a softmax; the study's own process
 # compiles the short ones meanwhile.
-SLOW = ("product", "logsumexp", "copy", "sum", "argmax", "exp", "gather")
+SLOW = ("product", "usual", "logsumexp", "copy", "sum", "gather", "argmax")
 
 
 def warm() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from thalweg.kernels.gemm import LANES
-from thalweg.kernels.tape import address
+from thalweg.kernels.tape import Each, address
 
 __all__ = ["Lowering", "Place", "Refused", "Tables", "Value"]
 
@@ -94,7 +94,7 @@ class Tables:
 
     def add(
         self,
-        operation: str,
+        operation: str | Each,
         result: int,
         operands: Sequence[tuple[int, int]],
         sizes: Sequence[int],
@@ -102,6 +102,8 @@ class Tables:
         number: float = 0.0,
     ) -> None:
         """Lay down an instruction; operands are slots and offsets in bytes."""
+        if isinstance(operation, Each):
+            operation, strides = operation.function, [operation]
         places = [part for operand in operands for part in operand]
         places += [result, 0] * (3 - len(operands))
         sizes = [*sizes, *[1] * (3 - len(sizes))]
@@ -277,7 +279,7 @@ class Lowering:
     def constant(self, number: float, result: Value) -> tuple[int, int]:
         slot = self.tables.slot(prod(result.shape))
         self._temporary.append(slot)
-        self.tables.add("fill", slot, [], [prod(result.shape)], number=number)
+        self.tables.add(Each.FILL, slot, [], [prod(result.shape)], number=number)
         return slot, 0
 
     def alone(self, node: Node) -> tuple[Value, tuple[int, int]]:
@@ -351,7 +353,7 @@ def _plain(node: Node, allowed: Sequence[str] = ()) -> None:
             raise Refused(f"{node.target} with {name}={value}")
 
 
-def _elementwise(op: str, operands: int, number: int | None = None) -> _Make:
+def _elementwise(op: Each, operands: int, number: int | None = None) -> _Make:
     def make(lowering: Lowering, node: Node, result: Value) -> None:
         _plain(node)
         expected = operands + (number is not None)
@@ -375,7 +377,7 @@ def _copy(lowering: Lowering, node: Node, result: Value) -> None:
 def _filled(number: Callable[[Node], Any]) -> _Make:
     def make(lowering: Lowering, node: Node, result: Value) -> None:
         lowering.tables.add(
-            "fill", result.slot, [], [prod(result.shape)], number=float(number(node))
+            Each.FILL, result.slot, [], [prod(result.shape)], number=float(number(node))
         )
 
     return make
@@ -385,7 +387,7 @@ def _squared_difference(lowering: Lowering, node: Node, result: Value) -> None:
     if len(node.args) < 3 or node.args[2] != 0:
         raise Refused(f"{node.target} of all elements together")
     given = [lowering.operand(a, result) for a in node.args[:2]]
-    lowering.tables.add("squared_difference", result.slot, given, [prod(result.shape)])
+    lowering.tables.add(Each.SQUARED_DIFFERENCE, result.slot, given, [prod(result.shape)])
 
 
 def _product(lowering: Lowering, node: Node, result: Value) -> None:
@@ -479,28 +481,28 @@ def _scatter(op: str) -> _Make:
 
 
 _OPERATIONS: dict[Any, _Make] = {
-    **dict.fromkeys((_aten.add.Tensor, _aten.add.Scalar), _elementwise("add", 2)),
-    **dict.fromkeys((_aten.sub.Tensor, _aten.sub.Scalar), _elementwise("sub", 2)),
-    **dict.fromkeys((_aten.mul.Tensor, _aten.mul.Scalar), _elementwise("mul", 2)),
-    **dict.fromkeys((_aten.div.Tensor, _aten.div.Scalar), _elementwise("div", 2)),
-    **dict.fromkeys((_aten.eq.Tensor, _aten.eq.Scalar), _elementwise("eq", 2)),
-    **dict.fromkeys((_aten.ne.Tensor, _aten.ne.Scalar), _elementwise("ne", 2)),
-    **dict.fromkeys((_aten.gt.Tensor, _aten.gt.Scalar), _elementwise("gt", 2)),
-    **dict.fromkeys((_aten.lt.Tensor, _aten.lt.Scalar), _elementwise("lt", 2)),
-    _aten.maximum.default: _elementwise("maximum", 2),
-    _aten.minimum.default: _elementwise("minimum", 2),
+    **dict.fromkeys((_aten.add.Tensor, _aten.add.Scalar), _elementwise(Each.ADD, 2)),
+    **dict.fromkeys((_aten.sub.Tensor, _aten.sub.Scalar), _elementwise(Each.SUB, 2)),
+    **dict.fromkeys((_aten.mul.Tensor, _aten.mul.Scalar), _elementwise(Each.MUL, 2)),
+    **dict.fromkeys((_aten.div.Tensor, _aten.div.Scalar), _elementwise(Each.DIV, 2)),
+    **dict.fromkeys((_aten.eq.Tensor, _aten.eq.Scalar), _elementwise(Each.EQ, 2)),
+    **dict.fromkeys((_aten.ne.Tensor, _aten.ne.Scalar), _elementwise(Each.NE, 2)),
+    **dict.fromkeys((_aten.gt.Tensor, _aten.gt.Scalar), _elementwise(Each.GT, 2)),
+    **dict.fromkeys((_aten.lt.Tensor, _aten.lt.Scalar), _elementwise(Each.LT, 2)),
+    _aten.maximum.default: _elementwise(Each.MAXIMUM, 2),
+    _aten.minimum.default: _elementwise(Each.MINIMUM, 2),
     _aten.where.self: _elementwise("where", 3),
-    _aten.relu.default: _elementwise("relu", 1),
-    _aten.neg.default: _elementwise("neg", 1),
-    _aten.exp.default: _elementwise("exp", 1),
-    _aten.log.default: _elementwise("log", 1),
-    _aten.tanh.default: _elementwise("tanh", 1),
-    _aten.sigmoid.default: _elementwise("sigmoid", 1),
-    _aten.abs.default: _elementwise("abs", 1),
-    _aten.sqrt.default: _elementwise("sqrt", 1),
-    _aten.threshold_backward.default: _elementwise("threshold_backward", 2, number=2),
-    _aten.tanh_backward.default: _elementwise("tanh_backward", 2),
-    _aten.sigmoid_backward.default: _elementwise("sigmoid_backward", 2),
+    _aten.relu.default: _elementwise(Each.RELU, 1),
+    _aten.neg.default: _elementwise(Each.NEG, 1),
+    _aten.exp.default: _elementwise(Each.EXP, 1),
+    _aten.log.default: _elementwise(Each.LOG, 1),
+    _aten.tanh.default: _elementwise(Each.TANH, 1),
+    _aten.sigmoid.default: _elementwise(Each.SIGMOID, 1),
+    _aten.abs.default: _elementwise(Each.ABS, 1),
+    _aten.sqrt.default: _elementwise(Each.SQRT, 1),
+    _aten.threshold_backward.default: _elementwise(Each.THRESHOLD_BACKWARD, 2, number=2),
+    _aten.tanh_backward.default: _elementwise(Each.TANH_BACKWARD, 2),
+    _aten.sigmoid_backward.default: _elementwise(Each.SIGMOID_BACKWARD, 2),
     **dict.fromkeys((_aten._to_copy.default, _aten.clone.default), _copy),
     _aten.ones_like.default: _filled(lambda node: 1),
     _aten.zeros_like.default: _filled(lambda node: 0),

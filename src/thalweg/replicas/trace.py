@@ -6,13 +6,16 @@ compiler) and leaves a program that a few rewrites shorten further. The rewrites
 arithmetic nor its order: results are the same to the last bit, which the tests assert.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["straighten"]
 
@@ -23,10 +26,28 @@ _RESHAPES = (_aten.expand.default, _aten.view.default, _aten._unsafe_view.defaul
 def straighten(function: Callable[..., Any], example: Sequence[Any]) -> GraphModule:
     """Trace a function of tensors into a shortened ATen program for inputs shaped as the example.
 
+    Args:
+        function: of nested lists and tuples of tensors, to the same.
+        example: its arguments.
+
+    Returns:
+        A program with the function's arguments and results. ``meta["val"]`` of its nodes has the
+        shapes, strides and types, on torch's meta device.
+
     Raises:
-        Exception: whatever tracing raises where the function's control flow depends on values.
+        Branches: where the function asks for the value of a tensor.
     """
-    program = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
+    recorder = _Recorder()
+    flat, structure = tree_flatten(tuple(example))
+    # Fresh tensors: one given twice, or part of another, is still two inputs.
+    inputs = [t.detach().clone(memory_format=torch.preserve_format) for t in flat]
+    for i, t in enumerate(inputs):
+        recorder.keep(t, recorder.graph.placeholder(f"input_{i}"))
+    with recorder:
+        results = function(*tree_unflatten(inputs, structure))
+    made, shape = tree_flatten(results)
+    graph = recorder.graph
+    graph.output([recorder.node_of(r) for r in made])
     for rewrite in (
         _drop_identities,
         _cancel_transposes,
@@ -34,12 +55,81 @@ def straighten(function: Callable[..., Any], example: Sequence[Any]) -> GraphMod
         _cancel_transposes,
         _fuse_bias,
     ):
-        for node in list(program.graph.nodes):
+        for node in list(graph.nodes):
             if node.op == "call_function":
                 rewrite(node)
-    program.graph.eliminate_dead_code()
-    program.recompile()
-    return program
+    graph.eliminate_dead_code()
+    graph.set_codegen(
+        _PyTreeCodeGen(
+            _PyTreeInfo(
+                [f"argument_{i}" for i in range(len(example))],
+                tree_flatten((tuple(example), {}))[1],
+                shape,
+            )
+        )
+    )
+    return GraphModule(recorder.constants, graph)
+
+
+class Branches(RuntimeError):
+    """The function asks for the value of a tensor, which is another at every step."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation that reaches ATen, below autograd and vmap.
+
+    What ``make_fx`` does as well, by way of the compiler, whose import takes as long as a third of
+    a short study.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.constants = nn.Module()
+        self._nodes: dict[int, Node] = {}
+        self._alive: list[Tensor] = []  # so that no address is given out twice
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler to say that it is not to compile this
+
+    def keep(self, tensor: Tensor, node: Node) -> None:
+        """Remember which node made a tensor."""
+        node.meta["val"] = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+
+    def node_of(self, value: Any) -> Any:
+        """The node that made a tensor; a constant of the function gets one of its own."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._nodes:
+            name = f"constant_{len(self._nodes)}"
+            self.constants.register_buffer(name, value.detach())
+            self.keep(value, self.graph.create_node("get_attr", name))
+        return self._nodes[id(value)]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.data_dependent_output in func.tags or (
+            torch.Tag.dynamic_output_shape in func.tags
+        ):
+            raise Branches(f"{func} depends on the values of a tensor")
+        result = func(*args, **kwargs)
+        node = self.graph.call_function(
+            func, tree_map(self.node_of, args), tree_map(self.node_of, kwargs)
+        )
+        if isinstance(result, Tensor):
+            self.keep(result, node)
+        else:
+            for i, part in enumerate(result if isinstance(result, (tuple, list)) else ()):
+                if isinstance(part, Tensor):
+                    self.keep(part, self.graph.call_function(operator.getitem, (node, i)))
+        return result
 
 
 def _value(node: Any) -> Tensor | None:
@@ -53,7 +143,13 @@ def _replace(node: Node, by: Node) -> None:
 
 
 def _drop_identities(node: Node) -> None:
-    """Reshapes to the same shape, and the product with one that `vmap` makes of every bias."""
+    """Reshapes to the same shape, and the product with one that `vmap` makes of every bias.
+
+    And what autograd makes of what it saves.
+    """
+    if node.target in (_aten.detach.default, _aten.alias.default):
+        _replace(node, node.args[0])  # type: ignore[arg-type]
+        return
     times_one = node.target is _aten.mul.Scalar and node.args[1] == 1
     if not (node.target in _RESHAPES or times_one):
         return
