@@ -9,7 +9,6 @@ Matrix Multiplication, ACM TOMS 34, without the blocking for matrices that excee
 from typing import Any
 
 import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -80,11 +79,12 @@ def _tile(rows: int, vectors: int) -> Any:
                     for j in range(vectors)
                 ]
             following = builder.add(k, integer(1))
+            zero = ir.Constant(_VECTOR, [0.0] * LANES)
             changes = [
                 (k, integer(0), following),
                 (a_offset, integer(0), builder.add(a_offset, a_step)),
                 (b_now, b, builder.add(b_now, b_step)),
-                *((s, ir.Constant(_VECTOR, [0.0] * LANES), g) for s, g in zip(sums, grown)),
+                *((s, zero, g) for s, g in zip(sums, grown, strict=True)),
             ]
             for variable, first, then in changes:
                 variable.add_incoming(first, before)
@@ -166,15 +166,11 @@ def _pack(b, b_row, b_column, depth, present, width, panel):
 
 @njit(**INNER)
 def product(a, a_row, a_column, b, b_row, b_column, c, m, n, depth, add, panel, edge):
-    """``c = a b``, or ``c += a b``, in float32.
+    """``c = a b``, or with ``add`` ``c += a b``, in float32.
 
-    Args:
-        a, b, c: addresses of ``(m, depth)``, ``(depth, n)`` and a contiguous ``(m, n)``.
-        a_row, a_column, b_row, b_column: strides in elements.
-        m, n, depth: sizes, at least 1.
-        add: whether ``c`` is added to.
-        panel: scratch of ``depth`` times the width of the broadest tile.
-        edge: scratch of `EDGE`.
+    ``a`` is ``(m, depth)``, ``b`` ``(depth, n)`` and ``c`` a contiguous ``(m, n)``, all sizes at
+    least 1, given by their addresses and, but for ``c``, their strides in elements. ``panel`` is
+    scratch of ``depth`` times four vectors, ``edge`` of `EDGE`.
     """
     j = 0
     while j < n:

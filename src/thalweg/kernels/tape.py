@@ -142,7 +142,7 @@ def address(operation: str) -> int:
             keep(made, entry, operation)
             made.compile()
             _compiled[operation] = made
-        return int(_compiled[operation].address)
+        return int(_compiled[operation].address or 0)
 
 
 # An operation is given the addresses of its instruction, of the slots, of its constant and of the

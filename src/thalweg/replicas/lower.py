@@ -103,7 +103,7 @@ class Tables:
     ) -> None:
         """Lay down an instruction; operands are slots and offsets in bytes."""
         if isinstance(operation, Each):
-            operation, strides = operation.function, [operation]
+            operation, strides = operation.function, [int(operation)]
         places = [part for operand in operands for part in operand]
         places += [result, 0] * (3 - len(operands))
         sizes = [*sizes, *[1] * (3 - len(sizes))]
@@ -277,6 +277,7 @@ class Lowering:
         self.tables.add(op, result.slot, [(value.slot, value.offset)], sizes, strides)
 
     def constant(self, number: float, result: Value) -> tuple[int, int]:
+        """A number in every element of one replica's part of a result."""
         slot = self.tables.slot(prod(result.shape))
         self._temporary.append(slot)
         self.tables.add(Each.FILL, slot, [], [prod(result.shape)], number=number)
@@ -353,7 +354,7 @@ def _plain(node: Node, allowed: Sequence[str] = ()) -> None:
             raise Refused(f"{node.target} with {name}={value}")
 
 
-def _elementwise(op: Each, operands: int, number: int | None = None) -> _Make:
+def _elementwise(op: Each | str, operands: int, number: int | None = None) -> _Make:
     def make(lowering: Lowering, node: Node, result: Value) -> None:
         _plain(node)
         expected = operands + (number is not None)
@@ -400,7 +401,8 @@ def _product(lowering: Lowering, node: Node, result: Value) -> None:
         lowering.copy(start[0], result)
     m, n = result.shape
     depth = lowering.values[left].like.shape[-1]  # type: ignore[index]
-    operands, strides = [], []
+    operands: list[tuple[int, int]] = []
+    strides: list[int] = []
     for factor, shape in ((left, (m, depth)), (right, (depth, n))):
         value = lowering.values[factor]  # type: ignore[index]
         whole = Value(torch.empty((lowering.replicas, *shape), device="meta"), -1, True)

@@ -2,8 +2,8 @@
 
 Under `vmap` every operation of every step is dispatched through the transforms again, which for
 small models costs more than the arithmetic. Tracing pays that once (a tenth of a second, no
-compiler) and leaves a program that a few rewrites shorten further. The rewrites change neither the
-arithmetic nor its order: results are the same to the last bit, which the tests assert.
+compiler) and leaves a program that a few rewrites shorten further. They leave the arithmetic as it
+is: results are the same to the last bit, which the tests assert.
 """
 
 import operator
@@ -75,7 +75,7 @@ class Branches(RuntimeError):
     """The function asks for the value of a tensor, which is another at every step."""
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operation that reaches ATen, below autograd and vmap.
 
     What ``make_fx`` does as well, by way of the compiler, whose import takes as long as a third of
@@ -83,7 +83,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.constants = nn.Module()
         self._nodes: dict[int, Node] = {}
@@ -143,10 +143,7 @@ def _replace(node: Node, by: Node) -> None:
 
 
 def _drop_identities(node: Node) -> None:
-    """Reshapes to the same shape, and the product with one that `vmap` makes of every bias.
-
-    And what autograd makes of what it saves.
-    """
+    """Reshapes to the same shape, what autograd saves, and the product of every bias with one."""
     if node.target in (_aten.detach.default, _aten.alias.default):
         _replace(node, node.args[0])  # type: ignore[arg-type]
         return

@@ -56,7 +56,8 @@ class Evaluation:
         validation_loss, validation_metric: of the whole validation set.
         test_loss, test_metric: of the whole test set, at the last step only, else NaN.
         seconds: training time so far, evaluation left out: an equal share of the passes, and the
-            own update.
+            own update; on a tape, where they are one, an equal share of both among the replicas
+            of the same rule.
     """
 
     step: int
@@ -155,6 +156,7 @@ def train(
     model, parameters, constants = stack(task, [r.seed for r in replicas], device)
     updates = Updates(replicas, parameters)
     batches = _Batches(data, [r.seed for r in replicas], budget)
+    samples = data.x.contiguous(), data.y.contiguous()
     present = np.arange(len(replicas))  # who sits in which place of the stacks
     alive = np.ones(len(replicas), dtype=bool)  # of the places
     limit: Array | None = None
@@ -175,7 +177,7 @@ def train(
         start, updating = perf_counter(), updates.seconds.sum()
         taped = passes.tape is not None and updates.taped
         if passes.tape is not None and updates.taped:
-            updates.train(passes.tape, (data.x, data.y), batches.order(), losses)
+            updates.train(passes.tape, samples, batches.order(), losses)
         with nullcontext() if passes.concurrent else state:
             for i in range(0 if taped else count):
                 moved = updates.look_ahead()

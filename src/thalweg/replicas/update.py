@@ -259,7 +259,7 @@ class _KernelGroup(_Group):
     def update_on_tape(self, steps: int, gradients: list[int]) -> Update:
         """The next steps of the living members, whose gradients are at these addresses."""
         living = np.isin(self.members, self.alive)
-        rows = []
+        rows: list[NDArray[np.float64]] = []
         for _ in range(steps):
             if self._next_rows() or not rows:
                 rows.append(self._rows[living])

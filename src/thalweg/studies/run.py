@@ -119,8 +119,12 @@ def _run(
     cut = chunks(runs, task.parameters, backend, workers=threads)
     if backend == "eager":
         # A resumed study goes on as it began, or its numbers would differ by rounding.
-        wanted = before[2] if before else _choose(spec, task, cut, compile, device, programs)
-        backend = "compiled" if wanted == "compiled" else "eager"
+        if before is not None:
+            backend = "compiled" if before[2] == "compiled" else "eager"
+        elif compile is not None:
+            backend = "compiled" if compile else "eager"
+        elif probed.tape is None:  # which compiled passes do not outrun
+            backend = _choose(spec, task, cut, device, programs)
     environment = _environment(device, backend, note)
     number = before[0] if before else store.begin(spec, environment, backend)
     execute(
@@ -163,12 +167,9 @@ def _choose(
     spec: StudySpec,
     task: Task,
     cut: Sequence[Sequence[Run]],
-    compile: bool | None,
     device: str,
     programs: Programs,
 ) -> Backend:
-    if compile is not None:
-        return "compiled" if compile else "eager"
     chunk = [replica(run) for run in cut[0]]
     each = step_seconds(task, chunk, spec.budget, device=device, programs=programs)
     return "compiled" if each * spec.steps * len(cut) > COMPILE_FROM else "eager"
