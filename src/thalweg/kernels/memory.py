@@ -17,16 +17,6 @@ INNER: dict[str, Any] = JIT | {"no_cpython_wrapper": True, "no_cfunc_wrapper": T
 
 
 @intrinsic
-def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
-    pointer = types.CPointer(like.dtype)
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-    return pointer(address, like), codegen
-
-
-@intrinsic
 def load(typing_context: Any, address: Any, kind: Any) -> Any:
     """The number of a NumPy type that lies at an address."""
     number = kind.instance_type
@@ -38,15 +28,9 @@ def load(typing_context: Any, address: Any, kind: Any) -> Any:
     return number(address, kind), codegen
 
 
-@njit(**INNER)
-def view(address, like, first, n):
-    """``n`` elements from the one numbered ``first``, of the type of the array ``like``."""
-    return carray(_pointer(address + first * like.itemsize, like), n)
-
-
 @intrinsic
-def _typed(typing_context: Any, address: Any, kind: Any) -> Any:
-    pointer = types.CPointer(kind.instance_type)
+def _pointer(typing_context: Any, address: Any, kind: Any) -> Any:
+    pointer = types.CPointer(kind.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
@@ -57,7 +41,13 @@ def _typed(typing_context: Any, address: Any, kind: Any) -> Any:
 @njit(**INNER)
 def span(address, kind, n):
     """``n`` elements of a NumPy type from an address."""
-    return carray(_typed(address, kind), n)
+    return carray(_pointer(address, kind), n)
+
+
+@njit(**INNER)
+def view(address, like, first, n):
+    """``n`` elements from the one numbered ``first``, of the type of the array ``like``."""
+    return span(address + first * like.itemsize, like.dtype, n)
 
 
 @intrinsic

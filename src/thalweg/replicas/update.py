@@ -263,6 +263,7 @@ class _KernelGroup(_Group):
         for _ in range(steps):
             if self._next_rows() or not rows:
                 rows.append(self._rows[living])
+        self._coefficients = self._rows.astype(self._dtype)
         lines = np.empty((len(self.alive), len(gradients), 2 + len(self.rule.state)), np.int64)
         table = self._segments
         lines[..., 0] = table.parameters.reshape(len(self.alive), -1)
