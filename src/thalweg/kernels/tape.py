@@ -192,7 +192,7 @@ def _power_of_two(typing, exponent):
 @njit(**INNER)
 def _exp(x):
     """Within two units in the last place (Cephes); unlike the C library's, it vectorises."""
-    bounded = min(max(x, _F(-87.0)), _F(88.0))
+    bounded = min(max(x, _F(-105.0)), _F(89.0))
     n = np.floor(bounded * _F(1.44269504088896341) + _F(0.5))
     r = bounded - n * _F(0.693359375) + n * _F(2.12194440e-4)
     p = _F(1.9875691500e-4)
@@ -201,9 +201,10 @@ def _exp(x):
     p = p * r + _F(4.1665795894e-2)
     p = p * r + _F(1.6666665459e-1)
     p = p * r + _F(5.0000001201e-1)
-    value = (p * r * r + r + _F(1.0)) * _power_of_two(np.int32(n))
-    value = _F(0.0) if x < _F(-87.0) else value
-    value = _F(np.inf) if x > _F(88.0) else value
+    # In two steps, because the power of the largest results is not a float32.
+    half = np.floor(n * _F(0.5))
+    value = (p * r * r + r + _F(1.0)) * _power_of_two(np.int32(half))
+    value *= _power_of_two(np.int32(n - half))
     return x if x != x else value
 
 
@@ -442,15 +443,17 @@ def _largest(place: bool) -> Callable[..., int]:
 
 
 @njit(**INNER)
-def _exponentials(out, x, rows, n, shifts, sums, differences):
-    """Of rows less their largest number: exponentials, shifts and sums; and the differences."""
+def _exponentials(out, x, rows, n, shifts, sums, differences, finite):
+    """Of rows less their largest number: exponentials, shifts and sums; and the differences.
+
+    With ``finite``, rows of an infinite largest number stay as they are.
+    """
     for i in range(rows):
         row, into = x[i * n :], differences[i * n :]
         most = row[0]
         for k in range(1, n):
             most = row[k] if row[k] > most or row[k] != row[k] else most
-        # All minus infinity, or some infinity: the difference would be NaN.
-        shift = most if abs(most) < _F(np.inf) else _F(0.0)
+        shift = _F(0.0) if finite and abs(most) == _F(np.inf) else most
         shifts[i] = shift
         for k in range(n):
             into[k] = row[k] - shift
@@ -468,7 +471,7 @@ def _logsumexp(line, where, number, scratch):
     rows, n = to_fixed_tuple(_sizes(line), 2)
     shares = span(scratch, _F, _ANY)
     sums = shares[rows * n :]
-    _exponentials(shares, x, rows, n, out, sums, shares)
+    _exponentials(shares, x, rows, n, out, sums, shares, True)
     for i in range(rows):
         out[i] += np.log(sums[i])
     return 0
@@ -479,7 +482,7 @@ def _log_softmax(line, where, number, scratch):
     rows, n = to_fixed_tuple(_sizes(line), 2)
     shares = span(scratch, _F, _ANY)
     shifts, sums = shares[rows * n :], shares[rows * (n + 1) :]
-    _exponentials(shares, x, rows, n, shifts, sums, out)
+    _exponentials(shares, x, rows, n, shifts, sums, out, False)
     for i in range(rows):
         row, total = out[i * n :], np.log(sums[i])
         for k in range(n):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from thalweg.kernels.gemm import LANES
-from thalweg.kernels.tape import Each, address
+from thalweg.kernels.tape import EXACT, Each, address
 
 __all__ = ["Lowering", "Place", "Refused", "Tables", "Value"]
 
@@ -179,7 +179,7 @@ class Lowering:
                 raise Refused("a result is not computed by each replica")
         for i, value in enumerate(self.results if drawn else ()):
             dense = _dense(value.shape, value.like.stride()[1:])
-            if not dense or (i == 0 and value.shape):
+            if not dense or (i == 0 and prod(self.owners[0].shape) > 1):
                 raise Refused("a loss or a gradient is not laid out as a rule takes it")
 
     def _input(self, node: Node, each: bool) -> Value:
@@ -213,13 +213,16 @@ class Lowering:
     def _view(self, node: Node) -> Value:
         base = self.values[node.args[0]]  # type: ignore[index]
         target = _aten.view.default if node.target is _aten._unsafe_view.default else node.target
-        like = target(base.like, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-        value = Value(like, base.slot, base.each)
-        if base.each:
-            own = like.shape[:1] == base.like.shape[:1] and like.stride(0) == base.like.stride(0)
-            if not own:
-                raise Refused(f"{node.target} moves the replicas")
-        return value
+        try:
+            like = target(base.like, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+        except RuntimeError as error:
+            raise Refused(f"{node.target} of a tensor that lies otherwise: {error}") from error
+        if base.each and (
+            like.shape[:1] != base.like.shape[:1]
+            or (self.replicas > 1 and like.stride(0) != base.like.stride(0))
+        ):
+            raise Refused(f"{node.target} moves the replicas")
+        return Value(like, base.slot, base.each)
 
     def _compute(self, node: Node, kept: bool) -> Value:
         value = node.meta.get("val")
@@ -250,23 +253,28 @@ class Lowering:
             raise Refused(str(error)) from error
         if not result.each:
             return tuple(strides)
-        if not value.each and strides[0] != 0:
+        if not value.each and strides[0] != 0 and self.replicas > 1:
             raise Refused("what all replicas share differs between them")
         return tuple(strides[1:])
 
     def operand(self, node: Any, result: Value) -> tuple[int, int]:
         """Slot and offset of an operand, copied where it does not lie as the result does."""
         if not isinstance(node, Node):
-            return self.constant(float(node), result)
+            return self.constant(_constant(node), result)
         value = self.values[node]
         strides = self.strides(value, result)
         whole = value.like.dtype == torch.int64
         offset = value.offset
         if not whole and _dense(result.shape, strides):
             return value.slot, offset
+        slot, _ = copied = self.scratch(result)
+        self.copy(node, Value(result.like, slot, result.each))
+        return copied
+
+    def scratch(self, result: Value) -> tuple[int, int]:
+        """Memory for one replica's part of a result, until the operation at hand is done."""
         slot = self.tables.slot(prod(result.shape))
         self._temporary.append(slot)
-        self.copy(node, Value(result.like, slot, result.each))
         return slot, 0
 
     def copy(self, node: Any, result: Value) -> None:
@@ -278,10 +286,9 @@ class Lowering:
 
     def constant(self, number: float, result: Value) -> tuple[int, int]:
         """A number in every element of one replica's part of a result."""
-        slot = self.tables.slot(prod(result.shape))
-        self._temporary.append(slot)
+        slot, _ = filled = self.scratch(result)
         self.tables.add(Each.FILL, slot, [], [prod(result.shape)], number=number)
-        return slot, 0
+        return filled
 
     def alone(self, node: Node) -> tuple[Value, tuple[int, int]]:
         """An operand in its own shape, contiguous."""
@@ -306,8 +313,16 @@ def _is_view(node: Node) -> bool:
     if node.target is _aten._unsafe_view.default:
         return True
     schema = getattr(node.target, "_schema", None)
-    returned = schema.returns[0].alias_info if schema is not None and schema.returns else None
-    return returned is not None and not returned.is_write
+    if schema is None or len(schema.returns) != 1 or not isinstance(node.meta.get("val"), Tensor):
+        return False
+    alias = schema.returns[0].alias_info
+    return alias is not None and not alias.is_write
+
+
+def _constant(number: Any) -> float:
+    if isinstance(number, int) and abs(number) > EXACT:
+        raise Refused(f"the integer {number}")
+    return float(number)
 
 
 def _kind(node: Any) -> torch.dtype:
@@ -360,8 +375,10 @@ def _elementwise(op: Each | str, operands: int, number: int | None = None) -> _M
         expected = operands + (number is not None)
         if len(node.args) != expected:
             raise Refused(f"{node.target} with {len(node.args)} arguments")
+        if op != "where" and _kind(node) in _WHOLE[:2]:
+            raise Refused(f"{node.target} of integers")
         given = [lowering.operand(a, result) for a in node.args[:operands]]
-        value = 0.0 if number is None else float(node.args[number])  # type: ignore[arg-type]
+        value = 0.0 if number is None else _constant(node.args[number])
         lowering.tables.add(op, result.slot, given, [prod(result.shape)], number=value)
 
     return make
@@ -369,6 +386,11 @@ def _elementwise(op: Each | str, operands: int, number: int | None = None) -> _M
 
 def _copy(lowering: Lowering, node: Node, result: Value) -> None:
     _plain(node, ("dtype", "device", "layout", "memory_format", "pin_memory", "non_blocking"))
+    if not isinstance(node.args[0], Node):
+        lowering.tables.add(
+            Each.FILL, result.slot, [], [prod(result.shape)], number=_constant(node.args[0])
+        )
+        return
     before, after = _kind(node.args[0]), _kind(node)
     if after in _WHOLE and before != after:
         raise Refused(f"{node.target} from {before} to {after}")
@@ -378,7 +400,7 @@ def _copy(lowering: Lowering, node: Node, result: Value) -> None:
 def _filled(number: Callable[[Node], Any]) -> _Make:
     def make(lowering: Lowering, node: Node, result: Value) -> None:
         lowering.tables.add(
-            Each.FILL, result.slot, [], [prod(result.shape)], number=float(number(node))
+            Each.FILL, result.slot, [], [prod(result.shape)], number=_constant(number(node))
         )
 
     return make
@@ -389,6 +411,17 @@ def _squared_difference(lowering: Lowering, node: Node, result: Value) -> None:
         raise Refused(f"{node.target} of all elements together")
     given = [lowering.operand(a, result) for a in node.args[:2]]
     lowering.tables.add(Each.SQUARED_DIFFERENCE, result.slot, given, [prod(result.shape)])
+
+
+def _squared_difference_backward(lowering: Lowering, node: Node, result: Value) -> None:
+    gradient, ours, theirs, reduction = node.args
+    if reduction != 0:
+        raise Refused(f"{node.target} of all elements together")
+    size, tables = [prod(result.shape)], lowering.tables
+    difference, doubled = lowering.scratch(result), lowering.scratch(result)
+    tables.add(Each.SUB, difference[0], [lowering.operand(a, result) for a in (ours, theirs)], size)
+    tables.add(Each.ADD, doubled[0], [difference, difference], size)
+    tables.add(Each.MUL, result.slot, [doubled, lowering.operand(gradient, result)], size)
 
 
 def _product(lowering: Lowering, node: Node, result: Value) -> None:
@@ -513,6 +546,7 @@ _OPERATIONS: dict[Any, _Make] = {
     _aten.full.default: _filled(lambda node: node.args[1]),
     _aten.full_like.default: _filled(lambda node: node.args[1]),
     _aten.mse_loss.default: _squared_difference,
+    _aten.mse_loss_backward.default: _squared_difference_backward,
     _aten.bmm.default: _product,
     _aten.baddbmm.default: _product,
     **dict.fromkeys((_aten.sum.dim_IntList, _aten.sum.default), _reduced("sum")),

@@ -128,6 +128,13 @@ class TrainingTape(_Runner):
         self._loss = lowering.results[0].slot
         self._gradients = [(v.slot, v.offset) for v in lowering.results[1:]]
 
+    def holds(self, data: tuple[Tensor, Tensor]) -> bool:
+        """Whether all of the data are numbers that the tape has: float32, or integers it keeps."""
+        return all(
+            t.dtype == torch.float32 or not t.numel() or int(t.abs().max()) <= tape.EXACT
+            for t in data
+        )
+
     def gradients(self) -> list[int]:
         """Where this thread's gradients of one replica lie: addresses, one a parameter."""
         _, slots = self._workspace()

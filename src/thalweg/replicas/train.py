@@ -167,19 +167,20 @@ def train(
         return _passes(task, model, parameters, constants, batches, backend, device, programs)
 
     passes = program()
+    exact = passes.tape is not None and passes.tape.holds(samples)
     step = epoch = 0
     while step < budget.steps and alive.any():
         if epoch:
             batches.shuffle()
         epoch += 1
         count = min(budget.steps_per_epoch, budget.steps - step)
-        losses = torch.empty((count, len(present)), device=device)
+        losses = torch.zeros((count, len(present)), device=device)
         start, updating = perf_counter(), updates.seconds.sum()
-        taped = passes.tape is not None and updates.taped
-        if passes.tape is not None and updates.taped:
-            updates.train(passes.tape, samples, batches.order(), losses)
+        line = passes.tape if exact and updates.taped else None
+        if line is not None:
+            updates.train(line, samples, batches.order(), losses)
         with nullcontext() if passes.concurrent else state:
-            for i in range(0 if taped else count):
+            for i in range(count if line is None else 0):
                 moved = updates.look_ahead()
                 loss, gradients, constants = passes.step(parameters, constants, *batches(i))
                 updates.return_from(moved)
@@ -222,7 +223,7 @@ def train(
                 p[torch.as_tensor(gone, device=device)] = 0
             # Compiled passes have a fixed shape: there an empty place costs less than compiling.
             # On a tape it costs nothing.
-            if passes.backend == "eager" and not taped and 0 < alive.sum() <= len(alive) // 2:
+            if passes.backend == "eager" and line is None and 0 < alive.sum() <= len(alive) // 2:
                 keep = np.flatnonzero(alive).tolist()
                 seconds[present] += updates.seconds
                 parameters = [p[keep].contiguous() for p in parameters]

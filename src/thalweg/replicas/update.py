@@ -112,7 +112,10 @@ class Updates:
                 start = perf_counter()
                 update = group.update_on_tape(len(losses), tape.gradients())
                 if not tape.train(self._parameters, data, order, losses, group.alive, update):
-                    raise IndexError("a target or an index is out of the range of the outputs")
+                    raise IndexError(
+                        "a target of the training data is no index into the model's outputs; "
+                        "classes are numbered from 0"
+                    )
                 self.seconds[group.alive] += (perf_counter() - start) / len(group.alive)
 
     def drop(self, replicas: Sequence[int]) -> None:
