@@ -63,6 +63,19 @@ def _tile(rows: int, vectors: int) -> Any:
                 row = builder.select(builder.icmp_signed("<", integer(i), final), integer(i), final)
                 starts.append(builder.add(a, builder.mul(builder.mul(row, a_row), size)))
             a_step, b_step = builder.mul(a_column, size), builder.mul(b_row, size)
+            places = [
+                [
+                    builder.add(
+                        builder.add(c, builder.mul(builder.mul(integer(i), c_row), size)),
+                        integer(4 * LANES * j),
+                    )
+                    for j in range(vectors)
+                ]
+                for i in range(rows)
+            ]
+            keeps = builder.icmp_signed("!=", add, integer(0))
+            zero = ir.Constant(_VECTOR, [0.0] * LANES)
+            begun = [builder.select(keeps, load(p), zero) for row in places for p in row]
             before = builder.block
             loop, after = builder.append_basic_block("sum"), builder.append_basic_block("store")
             builder.branch(loop)
@@ -79,12 +92,11 @@ def _tile(rows: int, vectors: int) -> Any:
                     for j in range(vectors)
                 ]
             following = builder.add(k, integer(1))
-            zero = ir.Constant(_VECTOR, [0.0] * LANES)
             changes = [
                 (k, integer(0), following),
                 (a_offset, integer(0), builder.add(a_offset, a_step)),
                 (b_now, b, builder.add(b_now, b_step)),
-                *((s, zero, g) for s, g in zip(sums, grown, strict=True)),
+                *zip(sums, begun, grown, strict=True),
             ]
             for variable, first, then in changes:
                 variable.add_incoming(first, before)
@@ -92,15 +104,8 @@ def _tile(rows: int, vectors: int) -> Any:
             builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
 
             builder.position_at_end(after)
-            keeps = builder.icmp_signed("!=", add, integer(0))
-            for i in range(rows):
-                start = builder.add(c, builder.mul(builder.mul(integer(i), c_row), size))
-                for j in range(vectors):
-                    address = builder.add(start, integer(4 * LANES * j))
-                    value = cgutils.alloca_once_value(builder, grown[i * vectors + j])
-                    with builder.if_then(keeps):
-                        builder.store(builder.fadd(load(address), grown[i * vectors + j]), value)
-                    builder.store(builder.load(value), at(address, _VECTOR), align=4)
+            for sum_, place in zip(grown, (p for row in places for p in row), strict=True):
+                builder.store(sum_, at(place, _VECTOR), align=4)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 10), generate
@@ -148,7 +153,7 @@ def _turn(typing, source, source_row, present, target, target_row):
     return types.none(*[types.int64] * 5), generate
 
 
-@njit(**INNER)
+@njit(inline="always", **INNER)
 def _pack(b, b_row, b_column, depth, present, width, panel):
     """Columns of ``b`` as contiguous rows of ``width``; those beyond ``present`` hold anything."""
     start = 0
@@ -164,7 +169,7 @@ def _pack(b, b_row, b_column, depth, present, width, panel):
             panel[k * width + j] = source[k * b_row + j * b_column]
 
 
-@njit(**INNER)
+@njit(inline="always", **INNER)
 def product(a, a_row, a_column, b, b_row, b_column, c, m, n, depth, add, panel, edge):
     """``c = a b``, or with ``add`` ``c += a b``, in float32.
 

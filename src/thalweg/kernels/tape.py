@@ -18,7 +18,6 @@ import numpy as np
 from numba import njit, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
-from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
 from thalweg.kernels.disk import keep
@@ -337,7 +336,9 @@ def _where(line, where, number, scratch):
 
 def _copy(line, where, number, scratch):
     out, x = _floats(line, where, 0), _floats(line, where, 1)
-    n0, n1, n, s0, s1, stride = to_fixed_tuple(_sizes(line), 6)
+    parts = _sizes(line)
+    n0, n1, n, s0 = parts[0], parts[1], parts[2], parts[3]
+    s1, stride = parts[4], parts[5]
     for i in range(n0):
         for j in range(n1):
             row, source = out[(i * n1 + j) * n :], x[i * s0 + j * s1 :]
@@ -355,7 +356,9 @@ def _copy(line, where, number, scratch):
 
 def _integers(line, where, number, scratch):
     out, x = _floats(line, where, 0), _wholes(line, where, 1)
-    n0, n1, n2, s0, s1, s2 = to_fixed_tuple(_sizes(line), 6)
+    parts = _sizes(line)
+    n0, n1, n2, s0 = parts[0], parts[1], parts[2], parts[3]
+    s1, s2 = parts[4], parts[5]
     exact, place = True, 0
     for i in range(n0):
         for j in range(n1):
@@ -369,7 +372,8 @@ def _integers(line, where, number, scratch):
 
 def _rows(line, where, number, scratch):
     out, x, index = _floats(line, where, 0), _floats(line, where, 1), _wholes(line, where, 2)
-    rows, n = to_fixed_tuple(_sizes(line), 2)
+    parts = _sizes(line)
+    rows, n = parts[0], parts[1]
     for i in range(rows):
         into, row = out[i * n :], x[index[i] * n :]
         for k in range(n):
@@ -379,7 +383,8 @@ def _rows(line, where, number, scratch):
 
 def _integer_rows(line, where, number, scratch):
     out, x, index = _floats(line, where, 0), _wholes(line, where, 1), _wholes(line, where, 2)
-    rows, n = to_fixed_tuple(_sizes(line), 2)
+    parts = _sizes(line)
+    rows, n = parts[0], parts[1]
     exact = True
     for i in range(rows):
         for k in range(n):
@@ -390,7 +395,9 @@ def _integer_rows(line, where, number, scratch):
 
 
 def _product(line, where, number, scratch):
-    m, n, depth, a_row, a_column, b_row, b_column, add = to_fixed_tuple(_sizes(line), 8)
+    parts = _sizes(line)
+    m, n, depth, a_row = parts[0], parts[1], parts[2], parts[3]
+    a_column, b_row, b_column, add = parts[4], parts[5], parts[6], parts[7]
     a, b = _floats(line, where, 1).ctypes.data, _floats(line, where, 2).ctypes.data
     out, edge = _floats(line, where, 0).ctypes.data, span(scratch, _F, EDGE)
     panel = span(scratch + 4 * EDGE, _F, _ANY)
@@ -403,7 +410,8 @@ def _product(line, where, number, scratch):
 
 def _sum(line, where, number, scratch):
     out, x, factor = _floats(line, where, 0), _floats(line, where, 1), _number(number)
-    outer, n, inner = to_fixed_tuple(_sizes(line), 3)
+    parts = _sizes(line)
+    outer, n, inner = parts[0], parts[1], parts[2]
     for i in range(outer):
         if inner == 1:
             row, total = x[i * n :], 0.0
@@ -426,7 +434,8 @@ def _sum(line, where, number, scratch):
 def _largest(place: bool) -> Callable[..., int]:
     def operation(line, where, number, scratch):
         out, x = _floats(line, where, 0), _floats(line, where, 1)
-        outer, n, inner = to_fixed_tuple(_sizes(line), 3)
+        parts = _sizes(line)
+        outer, n, inner = parts[0], parts[1], parts[2]
         for i in range(outer):
             for j in range(inner):
                 row, best = x[i * n * inner + j :], 0
@@ -442,7 +451,7 @@ def _largest(place: bool) -> Callable[..., int]:
     return operation
 
 
-@njit(**INNER)
+@njit(inline="always", **INNER)
 def _exponentials(out, x, rows, n, shifts, sums, differences, finite):
     """Of rows less their largest number: exponentials, shifts and sums; and the differences.
 
@@ -468,7 +477,8 @@ def _exponentials(out, x, rows, n, shifts, sums, differences, finite):
 
 def _logsumexp(line, where, number, scratch):
     out, x = _floats(line, where, 0), _floats(line, where, 1)
-    rows, n = to_fixed_tuple(_sizes(line), 2)
+    parts = _sizes(line)
+    rows, n = parts[0], parts[1]
     shares = span(scratch, _F, _ANY)
     sums = shares[rows * n :]
     _exponentials(shares, x, rows, n, out, sums, shares, True)
@@ -479,7 +489,8 @@ def _logsumexp(line, where, number, scratch):
 
 def _log_softmax(line, where, number, scratch):
     out, x = _floats(line, where, 0), _floats(line, where, 1)
-    rows, n = to_fixed_tuple(_sizes(line), 2)
+    parts = _sizes(line)
+    rows, n = parts[0], parts[1]
     shares = span(scratch, _F, _ANY)
     shifts, sums = shares[rows * n :], shares[rows * (n + 1) :]
     _exponentials(shares, x, rows, n, shifts, sums, out, False)
@@ -496,7 +507,8 @@ def _log_softmax_backward(line, where, number, scratch):
         _floats(line, where, 1),
         _floats(line, where, 2),
     )
-    rows, n = to_fixed_tuple(_sizes(line), 2)
+    parts = _sizes(line)
+    rows, n = parts[0], parts[1]
     for i in range(rows * n):
         out[i] = _exp(output[i])
     for i in range(rows):
@@ -510,7 +522,8 @@ def _log_softmax_backward(line, where, number, scratch):
 
 def _gather(line, where, number, scratch):
     out, x, index = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
-    rows, n, picks = to_fixed_tuple(_sizes(line), 3)
+    parts = _sizes(line)
+    rows, n, picks = parts[0], parts[1], parts[2]
     for i in range(rows):
         for k in range(picks):
             place = int(index[i * picks + k])
@@ -523,7 +536,8 @@ def _gather(line, where, number, scratch):
 def _scatter(add: bool) -> Callable[..., int]:
     def operation(line, where, number, scratch):
         out, x, index = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
-        rows, n, picks = to_fixed_tuple(_sizes(line), 3)
+        parts = _sizes(line)
+        rows, n, picks = parts[0], parts[1], parts[2]
         for i in range(rows):
             for k in range(picks):
                 place = int(index[i * picks + k])
