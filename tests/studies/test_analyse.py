@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import thalweg
 from thalweg.studies.analyse import analyse, interval
 from thalweg.studies.spec import StudySpec
 from thalweg.tasks.builtin import ACCURACY, ERROR
@@ -219,3 +220,12 @@ def test_lower_is_better():
     assert found.summary["optimizer"].tolist() == ["adam", "sgd"]
     assert found.summary.iloc[0]["lr"] == 0.2
     assert found.summary.iloc[0]["lr_factor"] == 1
+
+
+def test_a_target_is_reached_whichever_way_float32_rounds_it():
+    found = thalweg.study("digits", ["momentum"], lr=[0.01], seeds=5, epochs=9, target=0.95)
+    right = (found.curves["validation_metric"] * 360).round()
+    reached = found.curves[right >= 0.95 * 360].groupby("run")["epoch"].min()
+    runs = found.runs.set_index("run")["epochs_to_target"]
+    assert (runs == reached).all()
+    assert (right == 0.95 * 360).any()  # the case in point

@@ -109,8 +109,8 @@ class Updates:
         for group in self._groups:
             if len(group.alive):
                 assert isinstance(group, _KernelGroup)
-                start = perf_counter()
                 update = group.update_on_tape(len(losses), tape.gradients())
+                start = perf_counter()
                 if not tape.train(self._parameters, data, order, losses, group.alive, update):
                     raise IndexError(
                         "a target of the training data is no index into the model's outputs; "

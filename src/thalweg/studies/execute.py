@@ -294,7 +294,7 @@ class _Journal:
         target = self._spec.target
         if target is None:
             return {}
-        good = (p for p in curve if self._sign * (p["validation_metric"] - target) >= 0)
+        good = (p for p in curve if self._sign * (p["validation_metric"] - target) >= -_ROUNDING)
         return next(good, {})
 
     def _end(self, replica: int, outcome: str, step: int, epoch: int) -> None:
@@ -317,4 +317,5 @@ class _Journal:
         }
 
 
+_ROUNDING = 1e-6  # of a metric, a mean of float32: 342 of 360 are to reach 0.95
 _FINAL = ("train_loss", "validation_loss", "validation_metric")
