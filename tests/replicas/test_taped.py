@@ -523,7 +523,7 @@ def seen_last(seed: int = 0) -> int:
 @pytest.mark.parametrize("target", [7, 3, -1])
 def test_a_target_outside_of_the_classes(target: int, taped_epochs: list[bool]) -> None:
     pair = [replica(rules.SGD, lr=lr) for lr in (0.01, 0.1)]
-    with pytest.raises(IndexError, match="no index into the model.s outputs"):
+    with pytest.raises(IndexError, match="is no index into the model's outputs"):
         list(train(wrong(seen_last(), target), pair, BUDGET))
     assert taped_epochs == [False]
 
