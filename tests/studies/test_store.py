@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from thalweg.studies import store as store_module
 from thalweg.studies.spec import StudyError, specify
 from thalweg.studies.store import Store
 from thalweg.tasks import load
@@ -102,6 +103,20 @@ def test_other_files_are_refused_untouched(tmp_path):
         Store(tmp_path)
     with pytest.raises(StudyError, match="no driver"):
         Store("nosuchdb://localhost/x")
+
+
+def test_killed_while_the_tables_are_made(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "insert", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path / "a.db")
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        assert connection.execute("select name from sqlite_master").fetchall() == []
+    connection.close()
+    Store(tmp_path / "a.db").close()
 
 
 def test_another_version_is_refused(tmp_path):

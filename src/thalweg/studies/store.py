@@ -251,10 +251,18 @@ def _engine(where: str | Path | None) -> Engine:
         raise StudyError("db", f"{path}: cannot make its folder ({error.strerror})") from None
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
 def _configure(connection: Any, _: Any) -> None:
+    # Python's sqlite3 would commit each table as it is made, and a kill leave half of them; as
+    # SQLAlchemy's manual has it, transactions are begun by hand instead.
+    connection.isolation_level = None
     # Readers never wait for the writer, nor it for them.
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
