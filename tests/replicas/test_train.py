@@ -1,5 +1,6 @@
 """Replicas against single runs, divergence, fallback, buffers and randomness."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import thalweg.optim
 from tests.replicas import models
 from thalweg import rules
 from thalweg.optim.registry import OPTIMIZERS
-from thalweg.replicas import Budget, Replica, probe, train
+from thalweg.replicas import Budget, Programs, Replica, probe, train
 from thalweg.tasks import load
 
 BUDGET = Budget(steps=18, batch_size=16, steps_per_epoch=6)
@@ -267,3 +268,36 @@ def test_only_passes_that_share_nothing_run_in_several_threads():
         for model in (models.mlp, models.batch_norm, models.dropout, models.Branches)
     }
     assert concurrent == {"mlp": True, "batch_norm": True, "dropout": False, "Branches": False}
+
+
+class Coin(nn.Module):
+    """Skips a layer now and then, by Python's random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.last(x if self.training and random.random() < 0.5 else self.first(x))
+
+
+class Counting(Coin):
+    """Is another at every second call."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.last(self.first(x)) * (2 if self.calls % 2 else 1)
+
+
+@pytest.mark.parametrize("model", [Coin, Counting])
+def test_a_model_that_is_another_at_every_call_is_not_frozen(model):
+    programs: Programs = {}
+    pair = [Replica(rules.SGD, rules.SGD.complete({"lr": lr}), 0) for lr in (0.01, 0.02)]
+    budget = Budget(steps=4, batch_size=8, steps_per_epoch=2)
+    assert len(list(train(models.task(model), pair, budget, programs=programs))) == 2
+    (program,) = programs.values()
+    assert "another at every call" in program.note
+    assert program.tape is None
+    assert not program.concurrent

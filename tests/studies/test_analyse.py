@@ -229,3 +229,8 @@ def test_a_target_is_reached_whichever_way_float32_rounds_it():
     runs = found.runs.set_index("run")["epochs_to_target"]
     assert runs.to_dict() == reached.to_dict()
     assert (right == 0.95 * 360).any()  # the case in point
+
+
+def test_an_interval_of_shares_ends_where_shares_do():
+    found = thalweg.study("wine", ["sgd"], lr=[0.1], seeds=2, epochs=1).trials.iloc[0]
+    assert 0 <= found["low"] < found["test_metric"] < found["high"] <= 1

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import thalweg
 from thalweg.tasks import TASKS, load
 from thalweg.tasks.builtin import cross_entropy
 
@@ -47,3 +48,9 @@ def test_fingerprint_changes_with_data():
 def test_unknown_task():
     with pytest.raises(ValueError, match=r"there is no task 'mnist'; there are digits"):
         load("mnist")
+
+
+@pytest.mark.parametrize(("inputs", "targets"), [(3, 2), (0, 0)])
+def test_a_split_of_nothing_or_of_unequal_parts(inputs, targets):
+    with pytest.raises(ValueError, match=f"it got {inputs} inputs and {targets} targets"):
+        thalweg.Split(torch.zeros(inputs, 2), torch.zeros(targets))

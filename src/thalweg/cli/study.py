@@ -1,5 +1,7 @@
 """``thalweg study``."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -77,12 +79,13 @@ def study(
     if out.is_dir():
         _refuse("--out", f"{out} is a folder; give the path of a file")
     _keep_memory()
-    # torch and what builds on it take seconds to import.
-    import thalweg
+    with _leaving_at_once():
+        import thalweg
 
+        train = thalweg.study  # torch and what builds on it take seconds to import
     try:
         with _compiling(), _Line(enabled=sys.stderr.isatty()) as show:
-            result = thalweg.study(
+            result = train(
                 task,
                 _names(optimizers),
                 lr,
@@ -118,12 +121,30 @@ def study(
 
 
 @contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """End at Ctrl-C: torch's imports turn an interruption into errors of their own."""
+
+    def leave(*_: object) -> None:
+        os.write(2, b"thalweg: interrupted\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _compiling() -> Iterator[None]:
     """Have the kernels compiled on another core while this process imports and traces.
 
     It takes two seconds of the first study on a machine; later ones find them on disk.
     """
-    command = [sys.executable, "-m", "thalweg.kernels.warm"]
+    command = [sys.executable, "-P", "-m", "thalweg.kernels.warm"]  # not what lies in this folder
     nothing = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing) as process:
         try:

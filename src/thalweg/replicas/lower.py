@@ -369,13 +369,16 @@ def _plain(node: Node, allowed: Sequence[str] = ()) -> None:
             raise Refused(f"{node.target} with {name}={value}")
 
 
+_TRUTHS = ("where", Each.EQ, Each.NE, Each.GT, Each.LT)  # which may give other than float32
+
+
 def _elementwise(op: Each | str, operands: int, number: int | None = None) -> _Make:
     def make(lowering: Lowering, node: Node, result: Value) -> None:
         _plain(node)
         expected = operands + (number is not None)
         if len(node.args) != expected:
             raise Refused(f"{node.target} with {len(node.args)} arguments")
-        if op != "where" and _kind(node) in _WHOLE[:2]:
+        if op not in _TRUTHS and _kind(node) in _WHOLE:
             raise Refused(f"{node.target} of integers")
         given = [lowering.operand(a, result) for a in node.args[:operands]]
         value = 0.0 if number is None else _constant(node.args[number])

@@ -1,11 +1,14 @@
 """Forward and backward passes of many copies of one model at once."""
 
+import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -179,10 +182,11 @@ def build(
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             note = f"runs go one after another, because vmap cannot take this model ({reason})"
             return Program(one_step, torch.no_grad()(one_score), "one by one", note)
-        return _faster(step, scored, example, shared, backend)
+        return _faster(model, step, scored, example, shared, backend)
 
 
 def _faster(
+    model: Model,
     step: Step,
     scored: Evaluation,
     example: tuple[Tensors, Tensors, Tensor, Tensor],
@@ -192,10 +196,20 @@ def _faster(
     """Trace, and compile if asked, as far as the model allows."""
     scored = torch.no_grad()(scored)
     try:
-        straight: Any = straighten(step, example)
+        with _watched(model.train) as seen:
+            straight: Any = straighten(step, example)
+            again = straighten(step, example)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         note = f"the step is not traced ({type(error).__name__}: {first})"
+        return Program(step, scored, "eager", note)
+    if straight.code != again.code or any(
+        a != b for a, b in zip(seen[::2], seen[1::2], strict=True)
+    ):
+        note = (
+            "the step is not traced, because the model is another at every call: it draws numbers "
+            "that are not torch's, or changes its own attributes"
+        )
         return Program(step, scored, "eager", note)
     quick: Step = torch.no_grad()(_flat(straight))
     scored = _straight_score(scored)
@@ -217,22 +231,52 @@ def _faster(
     return Program(compiled, scored, "compiled")
 
 
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[list[Any]]:
+    """What is `_outside` before and after each call of a model, for as long as this lasts."""
+    seen: list[Any] = []
+
+    def note(*_: Any) -> None:
+        seen.append(_outside(module))
+
+    hooks = module.register_forward_pre_hook(note), module.register_forward_hook(note)
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _outside(module: nn.Module) -> list[Any]:
+    """What a model may lean on besides tensors, and a trace would freeze as it found it."""
+    numpy_state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    found: list[Any] = [str(random.getstate()), numpy_state["key"].tolist(), numpy_state["pos"]]
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Generator):
+                found.append(value.get_state().tolist())
+            elif isinstance(value, (bool, int, float, str)):
+                found.append((name, value))
+    return found
+
+
 def _straight_score(scored: Evaluation) -> Evaluation:
     """The evaluation, traced once for every shape of data it meets."""
-    traced: dict[tuple[int, ...], Evaluation] = {}
+    traced: dict[tuple[Any, ...], Evaluation] = {}
 
     def evaluate(
         parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
+        shapes = x.shape, y.shape, len(parameters[0])
         with _ALONE:
-            if x.shape not in traced:
+            if shapes not in traced:
                 example = parameters, constants, x, y
                 try:
                     straight = straighten(scored, example)
-                    traced[x.shape] = _taped_score(straight, example)
+                    traced[shapes] = _taped_score(straight, example)
                 except Exception:  # a metric may read values where the loss does not
-                    traced[x.shape] = untraced
-        return traced[x.shape](parameters, constants, x, y)
+                    traced[shapes] = untraced
+        return traced[shapes](parameters, constants, x, y)
 
     def untraced(
         parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor

@@ -126,14 +126,18 @@ def _trials(spec: StudySpec, metric: Metric, runs: pd.DataFrame) -> pd.DataFrame
             mine = runs[(runs["optimizer"] == optimizer) & (runs["lr"] == lr)]
             done = mine[mine["outcome"] == "completed"]
             test = interval(done["test_metric"])
+            # Student's t knows nothing of the ends of a scale.
+            low, high = np.clip(
+                [test.low, test.high], *((0, 1) if metric.percent else (None, None))
+            )
             rows.append(
                 {
                     "optimizer": optimizer,
                     "lr": lr,
                     "n": len(done),
                     "test_metric": test.mean,
-                    "low": test.low,
-                    "high": test.high,
+                    "low": float(low),
+                    "high": float(high),
                     "interval": test.method,
                     "validation_metric": done["validation_metric"].mean(),
                     "validation_loss": done["validation_loss"].mean(),

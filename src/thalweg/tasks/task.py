@@ -18,10 +18,20 @@ class Split:
     Attributes:
         x: inputs, ``(samples, *features)``.
         y: targets, ``(samples, *)``.
+
+    Raises:
+        ValueError: if there are none, or not as many of one as of the other.
     """
 
     x: Shaped[Tensor, "samples *features"]
-    y: Shaped[Tensor, "samples *target"]
+    y: Shaped[Tensor, "targets *target"]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or not len(self.x):
+            raise ValueError(
+                f"a Split needs as many targets as inputs, and at least one; it got {len(self.x)} "
+                f"inputs and {len(self.y)} targets"
+            )
 
     def __len__(self) -> int:
         """How many samples."""
