@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -91,3 +93,31 @@ def test_bad_values_are_named(argument, values, message):
         specify(DIGITS, **values)
     assert caught.value.argument == argument
     assert "\n" not in str(caught.value)
+
+
+# In a process of its own: here beartype would be the first to complain.
+WRONG_TYPES = """
+import thalweg, torch
+for wrong in (
+    {"seeds": 5.0}, {"seeds": None}, {"optimizers": 5}, {"optimizers": [["sgd"]]}, {"lr": object()},
+    {"name": 5}, {"task": 5}, {"task": torch.nn.Linear(2, 2)}, {"epochs": "3"}, {"batch_size": 2.5},
+):
+    try:
+        thalweg.study(**({"task": "wine"} | wrong))
+    except thalweg.StudyError as error:
+        assert str(error).startswith(next(iter(wrong))), error
+        print("refused")
+"""
+
+
+def test_wrong_types_get_a_sentence():
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (["refused"] * 10, "")
+
+
+def test_names_of_optimizers_in_any_case():
+    assert specify(load("wine"), optimizers="SGD, Adam") == specify(
+        load("wine"), optimizers="sgd,adam"
+    )

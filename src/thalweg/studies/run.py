@@ -75,6 +75,8 @@ def study(
         task = load(task) if isinstance(task, str) else task
     except ValueError as error:
         raise StudyError("task", str(error)) from None
+    if not isinstance(task, Task):
+        raise StudyError("task", f"must be a name or a thalweg.Task, got {task!r}")
     spec = specify(
         task,
         optimizers=optimizers,

@@ -189,7 +189,7 @@ def specify(
 
 
 def _name(name: str) -> str:
-    if not name.strip() or any(c in name for c in "/\\\0\n"):
+    if not isinstance(name, str) or not name.strip() or any(c in name for c in "/\\\0\n"):
         raise StudyError("name", f"{name!r} cannot name a study; give letters, digits, spaces")
     return name
 
@@ -213,8 +213,10 @@ def _number(argument: str, value: Any) -> float:
 def _optimizers(names: Iterable[str] | None) -> tuple[str, ...]:
     if isinstance(names, str):
         names = [part.strip() for part in names.split(",")]
-    chosen = tuple(OPTIMIZERS) if names is None else tuple(dict.fromkeys(names))
     known = ", ".join(OPTIMIZERS)
+    if names is not None and not isinstance(names, Iterable):
+        raise StudyError("optimizers", f"must be names, got {names!r}; choose from {known}")
+    chosen = tuple(OPTIMIZERS) if names is None else tuple(dict.fromkeys(map(_lower, names)))
     if not chosen:
         raise StudyError("optimizers", f"none given; choose from {known}")
     for name in chosen:
@@ -223,9 +225,15 @@ def _optimizers(names: Iterable[str] | None) -> tuple[str, ...]:
     return chosen
 
 
+def _lower(name: Any) -> str:
+    return str(name).lower()
+
+
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(seeds, int | np.integer):
         return tuple(range(_whole("seeds", seeds)))
+    if not isinstance(seeds, Iterable):
+        raise StudyError("seeds", f"must be a whole number or a list of them, got {seeds!r}")
     chosen = tuple(dict.fromkeys(seeds))
     if not chosen:
         raise StudyError("seeds", "none given; give how many, or a list of whole numbers")
@@ -246,7 +254,7 @@ def _rates(optimizer: str, lr: LearningRates | None) -> tuple[float, ...]:
         return _spaced(*OPTIMIZERS[optimizer].lr_range, DEFAULT_RATES)
     if isinstance(lr, str):
         return _parsed(lr)
-    return _checked([lr] if isinstance(lr, int | float) else lr)
+    return _checked(lr if isinstance(lr, Iterable) else [lr])
 
 
 def _parsed(text: str) -> tuple[float, ...]:
