@@ -1,6 +1,5 @@
 """Forward and backward passes of many copies of one model at once."""
 
-import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +7,6 @@ from dataclasses import dataclass, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -198,17 +196,17 @@ def _faster(
     try:
         with _watched(model.train) as seen:
             straight: Any = straighten(step, example)
-            again = straighten(step, example)
+            others = [straighten(step, example).code for _ in range(3)]
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         note = f"the step is not traced ({type(error).__name__}: {first})"
         return Program(step, scored, "eager", note)
-    if straight.code != again.code or any(
+    if any(code != straight.code for code in others) or any(
         a != b for a, b in zip(seen[::2], seen[1::2], strict=True)
     ):
         note = (
-            "the step is not traced, because the model is another at every call: it draws numbers "
-            "that are not torch's, or changes its own attributes"
+            "the step is not traced, because the model is another at every call: it changes its "
+            "own attributes, or draws numbers that are not torch's"
         )
         return Program(step, scored, "eager", note)
     quick: Step = torch.no_grad()(_flat(straight))
@@ -247,10 +245,9 @@ def _watched(module: nn.Module) -> Iterator[list[Any]]:
             hook.remove()
 
 
-def _outside(module: nn.Module) -> list[Any]:
+def _outside(module: nn.Module) -> Any:
     """What a model may lean on besides tensors, and a trace would freeze as it found it."""
-    numpy_state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    found: list[Any] = [str(random.getstate()), numpy_state["key"].tolist(), numpy_state["pos"]]
+    found: list[Any] = []
     for part in module.modules():
         for name, value in vars(part).items():
             if isinstance(value, torch.Generator):
