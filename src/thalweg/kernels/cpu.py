@@ -19,12 +19,11 @@ from typing import Any
 import numba
 import numpy as np
 from numba import prange
-from numba.core.ccallback import CFunc
 from numba.extending import overload, register_jitable
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
-from thalweg.kernels.disk import keep
+from thalweg.kernels.disk import c_function, keep
 from thalweg.kernels.memory import INNER, JIT, span, view
 from thalweg.rules import maths
 from thalweg.rules.rule import Rule, prepare
@@ -164,15 +163,7 @@ def step_function(update: Callable[..., Any], states: int, coefficients: int) ->
             segment(p, g, _views(slots, line, 2, numbers, 0, n), n, numbers)
         return 0
 
-    signature = numba.int64(*[numba.int64] * 4)
-    compiled = CFunc(kernel, (signature.args, signature.return_type), {}, JIT)
-    _keep(compiled, kernel, update, "function", states, coefficients)
-    compiled.compile()
-    _FUNCTIONS.append(compiled)
-    return int(compiled.address or 0)
-
-
-_FUNCTIONS: list[Any] = []  # whose addresses were given away
+    return c_function(kernel, _key(update, "function", states, coefficients))
 
 
 def _segment(update: Callable[..., Any], coefficients: int) -> Callable[..., None]:
@@ -222,15 +213,18 @@ def _compile(
 ) -> Any:
     """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
     compiled = numba.njit(parallel=parallel, nogil=True, no_cfunc_wrapper=True, **JIT)(kernel)
-    _keep(compiled, kernel, maths_of_rule, parallel, *shape)
+    key = _key(maths_of_rule, parallel, *shape)
+    if key is not None:
+        keep(compiled, kernel, *key)
     return compiled
 
 
-def _keep(compiled: Any, kernel: Any, maths_of_rule: Callable[..., Any], *key: Any) -> None:
-    """Keep it on disk where that is safe."""
+def _key(maths_of_rule: Callable[..., Any], *kind: Any) -> tuple[Any, ...] | None:
+    """What tells a rule's compiled code from others on disk; None where keeping it is not safe."""
     fingerprint = _fingerprint(maths_of_rule)
-    if fingerprint is not None:
-        keep(compiled, kernel, fingerprint, maths_of_rule.__module__, _fingerprint(prepare), *key)
+    if fingerprint is None:
+        return None
+    return fingerprint, maths_of_rule.__module__, _fingerprint(prepare), *kind
 
 
 def _fingerprint(function: Callable[..., Any]) -> bytes | None:

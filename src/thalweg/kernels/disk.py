@@ -5,9 +5,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.ccallback import CFunc
 
-__all__ = ["keep"]
+from thalweg.kernels.memory import JIT
+
+__all__ = ["c_function", "keep"]
 
 # Numba looks at the file of the function alone; what it calls lies in the others of this room.
 _SOURCES = sha256(
@@ -45,3 +49,22 @@ def keep(compiled: Any, function: Callable[..., Any], *key: Any) -> None:
         key: all that tells it from others of the same name; must not change between processes.
     """
     compiled._cache = _Cache(function, sha256(repr((_SOURCES, *key)).encode()).digest())
+
+
+_GIVEN: list[CFunc] = []  # whose addresses were given away
+
+
+def c_function(function: Callable[..., Any], key: tuple[Any, ...] | None) -> int:
+    """Address of a C function of four int64 to an int64, compiled or taken from disk.
+
+    Args:
+        function: the Python function.
+        key: as `keep` takes it; None for what is not to be kept.
+    """
+    signature = numba.int64(*[numba.int64] * 4)
+    made = CFunc(function, (signature.args, signature.return_type), {}, JIT)
+    if key is not None:
+        keep(made, function, *key)
+    made.compile()
+    _GIVEN.append(made)
+    return int(made.address or 0)

@@ -13,14 +13,12 @@ from enum import IntEnum
 from threading import Lock
 from typing import Any
 
-import numba
 import numpy as np
 from numba import njit, types
-from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from thalweg.kernels.disk import keep
+from thalweg.kernels.disk import c_function, keep
 from thalweg.kernels.gemm import EDGE, product
 from thalweg.kernels.memory import INNER, JIT, call, span
 
@@ -127,21 +125,16 @@ def _run(code, numbers, slots, who, steps, update, lines, sizes, rows, where, pa
 keep(_run, _run.py_func)
 
 
-_compiled: dict[str, CFunc] = {}
+_addresses: dict[str, int] = {}
 _one_compiles = Lock()
 
 
 def address(operation: str) -> int:
     """Address of the C function of one of the `OPERATIONS`, compiled if it was not."""
     with _one_compiles:
-        if operation not in _compiled:
-            entry = OPERATIONS[operation]
-            signature = numba.int64(*[numba.int64] * 4)
-            made = CFunc(entry, (signature.args, signature.return_type), {}, JIT)
-            keep(made, entry, operation)
-            made.compile()
-            _compiled[operation] = made
-        return int(_compiled[operation].address or 0)
+        if operation not in _addresses:
+            _addresses[operation] = c_function(OPERATIONS[operation], (operation,))
+        return _addresses[operation]
 
 
 # An operation is given the addresses of its instruction, of the slots, of its constant and of the
