@@ -323,8 +323,8 @@ def schedule_free_sgd(
     return (1 - momentum) * s["z"] + momentum * s["x"]
 
 
-# Defazio et al. 2024, algorithm 1, as release 1.4 corrects v (root of v / (1 - beta2^t); releases
-# to 1.2 and the paper put the correction into the rate, and so into the weights of the average).
+# Defazio et al. 2024, algorithm 1, but v corrected as in schedulefree 1.4: under the root. The
+# paper and earlier releases put the correction into the rate, and so into the average's weights.
 @named("ScheduleFreeAdamW")
 def schedule_free_adamw(
     y,
@@ -350,7 +350,7 @@ def schedule_free_adamw(
 # A rate for each layer.
 
 
-# You, Gitman, Ginsburg 2017, algorithm 1, local rate of equation 6 with eps as in NVIDIA's LARC:
+# You, Gitman, Ginsburg 2017, algorithm 1, with eps in the local rate as in NVIDIA's LARC:
 # trust ||x|| / (||g|| + wd ||x|| + eps), 1 where either norm is 0; v = mu v + local (g + wd x).
 # The rate stays outside v, as in torch's SGD and LARC; algorithm 1 and optax have it inside.
 @named("LARS")
@@ -558,7 +558,7 @@ def corrected(betas, count):
     return sqrt(1 - betas[1] ** count) / (1 - betas[0] ** count)
 
 
-# Mishchenko, Defazio 2024, algorithm 4, and konstmish/prodigy.
+# Mishchenko, Defazio 2024, the Adam form, as in konstmish/prodigy.
 @joint("Prodigy")
 def prodigy(
     xs,
@@ -610,7 +610,7 @@ def prodigy(
     ]
 
 
-# Defazio, Mishchenko 2023, algorithm 5, and facebookresearch/dadaptation from 3.0 on.
+# Defazio, Mishchenko 2023, the Adam form, as in facebookresearch/dadaptation 3.2.
 @joint("DAdaptAdam")
 def dadapt_adam(
     xs,
@@ -660,7 +660,7 @@ def dadapt_adam(
 
 
 def sam_gradient(gradient, xs, rho=0.05, adaptive=False):
-    """Foret et al. 2021, equation 2, and adaptive: Kwon et al. 2021, equation 6.
+    """Foret et al. 2021, equation 2, and adaptive: Kwon et al. 2021, algorithm 1.
 
     `gradient` takes all parameters and returns all gradients: the norm is over all.
     """
