@@ -176,12 +176,6 @@ LOOSER = {"Prodigy": 1e-10, "Muon": 1e-9}
 MATRICES = {"LARS", "Muon"}
 
 PEERS = {
-    "AdamW": [
-        (
-            {"lr": 0.1, "weight_decay": 0.02, "decay_by_lr": False},
-            more("AdamW", lr=0.1, weight_decay=0.02, fixed_decay=True),
-        ),
-    ],
     "Lion": [
         ({"lr": 0.1, "weight_decay": 0.1}, more("Lion", lr=0.1, weight_decay=0.1)),
         ({"maximize": True}, more("Lion", lr=1e-4, maximize=True)),
@@ -349,7 +343,10 @@ def test_other_packages(name, arguments, make):
 
 
 OPTAX = {
-    "AdamW": ({"lr": 0.1}, lambda o: o.adamw(0.1, weight_decay=0.01)),
+    "AdamW": (
+        {"lr": 0.1, "weight_decay": 0.02, "decay_by_lr": False},
+        lambda o: o.chain(o.scale_by_adam(), o.scale(-0.1), o.add_decayed_weights(-0.02)),
+    ),
     # The schedule of mu away, as optax and Keras have it.
     "NAdam": ({"lr": 0.1, "momentum_decay": inf}, lambda o: o.nadam(0.1)),
     # Its eps is beside the corrected root.
@@ -359,7 +356,7 @@ OPTAX = {
     "AdEMAMix": (
         {"lr": 0.1, "alpha_warmup": 20, "weight_decay": 0.1},
         lambda o: o.contrib.ademamix(
-            0.1, alpha=lambda count: 2 * ((count + 1) / 20).clip(max=1), weight_decay=0.1
+            0.1, alpha=lambda t: ((t.astype(float) + 1) / 10).clip(max=2), weight_decay=0.1
         ),
     ),
     "ADOPT": ({"lr": 0.1}, lambda o: o.contrib.adopt(0.1)),
