@@ -120,8 +120,8 @@ _CHANGED, _UNEVEN, _STRANGE = 1, 1 << 20, 1 << 40
 
 # Inlined, for handing seven arrays to a call costs as much as all of torch's answers.
 @njit(inline="always")
-def _locate_one(i, tensors, owners, lengths, dtype, table, present, counts, upcoming, answer):
-    p, length = tensors[0, i], lengths[i]
+def _locate_one(i, tensors, owners, lengths, dtypes, table, present, counts, upcoming, answer):
+    p, length, dtype = tensors[0, i], lengths[0, i], dtypes[0]
     implementation = _implementation(p)
     if implementation != owners[i]:
         return _STRANGE
@@ -137,7 +137,7 @@ def _locate_one(i, tensors, owners, lengths, dtype, table, present, counts, upco
             found = _STRANGE
         _touch(p)
     for s in range(1, len(tensors)):
-        table[i, 2 + s] = _address(tensors[s, i], length, dtype, answer)
+        table[i, 2 + s] = _address(tensors[s, i], lengths[s, i], dtypes[s], answer)
         if table[i, 2 + s] == -1:
             found = _STRANGE
     if has != present[i]:
@@ -151,21 +151,21 @@ def _locate_one(i, tensors, owners, lengths, dtype, table, present, counts, upco
 
 # ``scratch`` is the address of eight bytes a parameter, for answers.
 @njit(cache=True)
-def _locate_few(tensors, owners, lengths, dtype, scratch, table, present, counts, upcoming):
+def _locate_few(tensors, owners, lengths, dtypes, scratch, table, present, counts, upcoming):
     found = 0
-    for i in range(len(lengths)):
+    for i in range(len(owners)):
         found += _locate_one(
-            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, scratch
+            i, tensors, owners, lengths, dtypes, table, present, counts, upcoming, scratch
         )
     return found
 
 
 @njit(cache=True, parallel=True)
-def _locate_many(tensors, owners, lengths, dtype, scratch, table, present, counts, upcoming):
+def _locate_many(tensors, owners, lengths, dtypes, scratch, table, present, counts, upcoming):
     found = 0
-    for i in prange(len(lengths)):
+    for i in prange(len(owners)):
         found += _locate_one(
-            i, tensors, owners, lengths, dtype, table, present, counts, upcoming, scratch + 8 * i
+            i, tensors, owners, lengths, dtypes, table, present, counts, upcoming, scratch + 8 * i
         )
     return found
 
@@ -199,7 +199,14 @@ def _header_is_known() -> bool:
 
 
 COMPILED = _register() and _header_is_known()
-_SCALAR_TYPE = {torch.float32: 6, torch.float64: 7}  # c10::ScalarType
+_SCALAR_TYPE = {  # c10::ScalarType
+    torch.uint8: 0,
+    torch.int8: 1,
+    torch.float16: 5,
+    torch.float32: 6,
+    torch.float64: 7,
+    torch.bfloat16: 15,
+}
 
 
 class Waiting:
@@ -219,7 +226,7 @@ class Waiting:
 
 
 class Located:
-    """Tensors of one dtype, float32 or float64, whose addresses are read into a segment table.
+    """Tensors whose addresses are read into a segment table.
 
     Attributes:
         present: uint8 ``(parameters,)``, 1 where the last reading found a gradient.
@@ -236,23 +243,23 @@ class Located:
 
         Args:
             parameters: those whose gradients are read besides; all of one dtype.
-            states: for each state, as many tensors as there are parameters.
+            states: for each further column as many tensors as there are parameters, of one dtype.
             counts: float32 ``(parameters,)``, steps taken so far, read at every reading.
         """
         self._tensors = (list(parameters), *(list(state) for state in states))
-        self._lengths = np.array([p.numel() for p in parameters], dtype=np.int64)
-        self._dtype = parameters[0].dtype
+        self._lengths = np.array([[t.numel() for t in row] for row in self._tensors])
+        self._dtypes = [row[0].dtype for row in self._tensors]
         self._counts = counts
         self.present: NDArray[np.uint8] = np.zeros(len(parameters), dtype=np.uint8)
         self.upcoming = counts.copy()
         if COMPILED:
             tensors = np.stack([_handles(row) for row in self._tensors])
-            self._scratch = np.zeros_like(self._lengths)
+            self._scratch = np.zeros(len(parameters), dtype=np.int64)
             self._fixed = (
                 tensors,
                 _owners(tensors[0]),
                 self._lengths,
-                _SCALAR_TYPE[self._dtype],
+                np.array([_SCALAR_TYPE[dtype] for dtype in self._dtypes], dtype=np.int32),
                 self._scratch.ctypes.data,
             )
             self._locate = _locate_few if len(parameters) < _MANY else _locate_many
@@ -282,9 +289,10 @@ class Located:
         gradients = [p.grad for p in parameters]
         columns: list[Sequence[Tensor | None]] = [parameters, gradients, *states]
         for column, tensors in enumerate(columns, start=1):
+            like = max(0, column - 2)
             for i, t in enumerate(tensors):
                 if t is not None:
-                    if not self._takes(t, self._lengths[i]):
+                    if not _takes(t, self._lengths[like, i], self._dtypes[like]):
                         return False, True, False
                     table[i, column] = t.data_ptr()
         present = np.array([g is not None for g in gradients], dtype=np.uint8)
@@ -296,12 +304,13 @@ class Located:
         )
         return True, changed, bool((self.upcoming == self._counts[0] + 1).all())
 
-    def _takes(self, t: Tensor, length: int) -> bool:
-        return (
-            t.layout == torch.strided
-            and t.device.type == "cpu"
-            and t.dtype == self._dtype
-            and t.numel() == length
-            and t.is_contiguous()
-            and (length == 0 or t.data_ptr() != 0)
-        )
+
+def _takes(t: Tensor, length: int, dtype: torch.dtype) -> bool:
+    return (
+        t.layout == torch.strided
+        and t.device.type == "cpu"
+        and t.dtype == dtype
+        and t.numel() == length
+        and t.is_contiguous()
+        and (length == 0 or t.data_ptr() != 0)
+    )

@@ -13,8 +13,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
-from types import CodeType
-from typing import Any
+from types import CellType, CodeType, FunctionType
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -24,13 +24,16 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
 from thalweg.kernels.disk import c_function, keep
-from thalweg.kernels.memory import INNER, JIT, span, view
+from thalweg.kernels.memory import INNER, JIT, SUM, span, view
+from thalweg.kernels.storage import CHUNK, DECODE, ENCODE, NATIVE
 from thalweg.rules import maths
-from thalweg.rules.rule import Rule, prepare
+from thalweg.rules.rule import HEAD, Rule
 
-__all__ = ["DTYPES", "Segments", "run", "shift", "step_function"]
+__all__ = ["DTYPES", "Segments", "Storage", "measure", "run", "shift", "step_function"]
 
 Int64Array = NDArray[np.int64]
+Rows = NDArray[np.floating[Any]]
+F = TypeVar("F", bound=Callable[..., Any])
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 BLOCK = 8192  # elements; four float32 arrays of it fill a quarter of a 512 KiB cache
@@ -46,25 +49,57 @@ _ONE_AT_A_TIME = Lock()
 _ROW, _PARAMETER, _GRADIENT, _STATE = range(4)
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How the arrays of a step lie in memory; computed is in float32 unless all are native.
+
+    Attributes:
+        parameter: way of storing parameters and gradients (`thalweg.kernels.storage`).
+        states: way of storing each state.
+        at_random: bfloat16 parameters are rounded at random.
+        clear: gradients are set to zero after use.
+    """
+
+    parameter: str
+    states: tuple[str, ...]
+    at_random: bool = False
+    clear: bool = False
+
+    @property
+    def native(self) -> bool:
+        """Whether everything is stored as it is computed."""
+        return self.parameter == NATIVE and not any(self.states)
+
+
 @dataclass
 class Segments:
     """Which memory a kernel works on.
 
     Attributes:
-        table: int64 ``(segments, 3 + states)``: row of coefficients, then the addresses of
-            parameter, gradient and each state.
+        table: int64 ``(segments, 3 + states + states)``: row of coefficients, then the addresses
+            of parameter, gradient and each state, and of the scales of states of eight bits.
         blocks: int64 ``(blocks, 3)``: segment, first element, one past the last element.
         elements: of all segments together.
+        storage: how the arrays lie in memory.
     """
 
     table: Int64Array
     blocks: Int64Array
     elements: int
+    storage: Storage
 
     @classmethod
-    def of(cls, lengths: Sequence[int], rows: Sequence[int], states: int) -> "Segments":
+    def of(
+        cls,
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        states: int,
+        storage: Storage | None = None,
+    ) -> "Segments":
         """A table with the given lengths (elements) and coefficient rows; addresses are zero."""
-        table = np.zeros((len(lengths), _STATE + states), dtype=np.int64)
+        storage = storage or Storage(NATIVE, (NATIVE,) * states)
+        columns = _STATE + states * (1 if storage.native else 2)
+        table = np.zeros((len(lengths), columns), dtype=np.int64)
         table[:, _ROW] = rows
         size = np.asarray(lengths, dtype=np.int64)
         pieces = -(-size // BLOCK)
@@ -72,7 +107,7 @@ class Segments:
         first = BLOCK * (np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
         last = np.minimum(first + BLOCK, size[segment])
         blocks = np.stack([segment, first, last], axis=1).astype(np.int64)
-        return cls(table, blocks, int(size.sum()))
+        return cls(table, blocks, int(size.sum()), storage)
 
     @property
     def rows(self) -> Int64Array:
@@ -92,28 +127,55 @@ class Segments:
     @property
     def states(self) -> Int64Array:
         """Columns of state addresses, to be written in place."""
-        return self.table[:, _STATE:]
+        return self.table[:, _STATE : _STATE + len(self.storage.states)]
 
 
-def run(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None:
+def run(rule: Rule, segments: Segments, rows: Rows, bounded: bool = False, seed: int = 0) -> None:
     """One step of a resolved rule over all segments, in place.
 
     Args:
         rule: a resolved rule.
-        segments: addresses of contiguous memory of the dtype of ``rows``, alive during the call.
-        rows: `Rule.row` of each coefficient row, float32 or float64, shape ``(rows, 3 + n)``.
+        segments: addresses of contiguous memory, of the dtype of ``rows`` where it is stored as it
+            is computed, alive during the call.
+        rows: `Rule.row` of each coefficient row, float32 or float64, shape ``(rows, HEAD + n)``.
+        bounded: whether some row bounds the entries of the gradient.
+        seed: of what is rounded at random, different at each step.
     """
     parallel = _wants_all_cores(segments)
-    kernel = _step_kernel(rule.update, len(rule.state), rows.shape[1] - 3, parallel)
+    kernel = _step_kernel(
+        rule.update, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded, parallel
+    )
     with _ONE_AT_A_TIME if parallel else nullcontext():
-        kernel(segments.blocks, segments.table, rows)
+        if segments.storage.native:
+            kernel(segments.blocks, segments.table, rows)
+        else:
+            kernel(segments.blocks, segments.table, rows, seed)
 
 
-def shift(rule: Rule, segments: Segments, rows: NDArray[np.floating[Any]]) -> None:
+def measure(
+    rule: Rule, segments: Segments, rows: Rows, bounded: bool = False
+) -> NDArray[np.float64]:
+    """Sums of the rule's terms over each segment, ``(segments, terms)``; nothing is changed."""
+    assert rule.terms is not None
+    parallel = _wants_all_cores(segments)
+    kernel = _sum_kernel(
+        rule.terms, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded, parallel
+    )
+    with _ONE_AT_A_TIME if parallel else nullcontext():
+        parts = kernel(segments.blocks, segments.table, rows)
+    which = segments.blocks[:, 0]
+    return np.stack(
+        [np.bincount(which, part, minlength=len(segments.table)) for part in parts.T], axis=1
+    )
+
+
+def shift(rule: Rule, segments: Segments, rows: Rows) -> None:
     """Move all parameters, in place, to the points where the rule takes its gradient."""
     assert rule.point is not None
     parallel = _wants_all_cores(segments)
-    kernel = _shift_kernel(rule.point, len(rule.state), rows.shape[1] - 3, parallel)
+    kernel = _shift_kernel(
+        rule.point, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, parallel
+    )
     with _ONE_AT_A_TIME if parallel else nullcontext():
         kernel(segments.blocks, segments.table, rows)
 
@@ -124,10 +186,15 @@ def _wants_all_cores(segments: Segments) -> bool:
 
 @cache
 def _step_kernel(
-    update: Callable[..., Any], states: int, coefficients: int, parallel: bool
+    update: Callable[..., Any],
+    coefficients: int,
+    dtype: str,
+    storage: Storage,
+    bounded: bool,
+    parallel: bool,
 ) -> Callable[..., None]:
-    segment = _segment(update, coefficients)
-    slots = (0,) * states
+    segment = _segment(update, coefficients, dtype, bounded, storage.clear)
+    slots = (0,) * len(storage.states)
 
     def kernel(blocks, table, rows):
         for b in prange(blocks.shape[0]):
@@ -138,24 +205,40 @@ def _step_kernel(
             g = view(line[2], rows, first, n)
             segment(p, g, _views(slots, line, 3, rows, first, n), n, rows[line[0]])
 
-    return _compile(kernel, update, parallel, states, coefficients)
+    opened, closed = _opener(storage), _closer(storage)
+    places = 2 + len(slots)
+
+    def through_work(blocks, table, rows, seed):
+        for b in prange(blocks.shape[0]):
+            line = table[blocks[b, 0]]
+            work = np.empty((places, CHUNK), np.float32)
+            noise = seed + 0x3C6EF35F * blocks[b, 0]
+            for first in range(blocks[b, 1], blocks[b, 2], CHUNK):
+                n = min(CHUNK, blocks[b, 2] - first)
+                arrays = opened(line, work, first, n)
+                segment(arrays[0], arrays[1], arrays[2:], n, rows[line[0]])
+                closed(line, work, first, n, noise)
+
+    key = update, "step", coefficients, dtype, repr(storage), bounded
+    return _compile(kernel if storage.native else through_work, key, parallel)
 
 
 @cache
-def step_function(update: Callable[..., Any], states: int, coefficients: int) -> int:
+def step_function(update: Callable[..., Any], states: int, coefficients: int, bounded: bool) -> int:
     """Address of a C function that takes one step by a rule's update, float32, on this core.
 
     ``(lines, sizes, count, row)``: addresses of the ``count`` segments' lines, int64, each of the
     addresses of parameter, gradient and states; of their numbers of elements, int64; of the
     coefficients, float32, as `Rule.row` has them. It returns 0.
     """
-    segment = _segment(update, coefficients)
+    segment = _segment(update, coefficients, "float32", bounded, False)
     slots, width = (0,) * states, 2 + states
+    length = HEAD + coefficients
 
     def kernel(lines, sizes, count, row):
         table = span(lines, np.int64, count * width)
         lengths = span(sizes, np.int64, count)
-        numbers = span(row, np.float32, 3 + coefficients)
+        numbers = span(row, np.float32, length)
         for k in range(count):
             line, n = table[k * width :], lengths[k]
             p = span(line[0], np.float32, n)
@@ -163,24 +246,28 @@ def step_function(update: Callable[..., Any], states: int, coefficients: int) ->
             segment(p, g, _views(slots, line, 2, numbers, 0, n), n, numbers)
         return 0
 
-    return c_function(kernel, _key(update, "function", states, coefficients))
+    return c_function(kernel, _key(update, "function", states, coefficients, bounded))
 
 
-def _segment(update: Callable[..., Any], coefficients: int) -> Callable[..., None]:
+def _segment(
+    update: Callable[..., Any], coefficients: int, dtype: str, bounded: bool, clear: bool
+) -> Callable[..., None]:
     """The loop over the elements of one segment."""
-    update = register_jitable(**INNER)(update)
+    update = _in_dtype(update, dtype)
+    gradient = _bounded if bounded else _free
+    leave = _zero if clear else _as_it_is
 
     def segment(p, g, state, n, row):
-        sign, coupled, shrink = row[0], row[1], row[2]
-        c = to_fixed_tuple(row[3:], coefficients)
+        sign, bound, coupled, shrink = row[0], row[1], row[2], row[3]
+        c = to_fixed_tuple(row[HEAD:], coefficients)
         for i in range(n):
+            prepared = gradient(g[i], sign, bound)
+            # Zero times an infinite parameter would be NaN.
             if coupled != 0:
-                decayed, prepared = _prepare(p[i], g[i], sign, coupled, shrink)
-            else:
-                # Zero times an infinite parameter would be NaN.
-                decayed, prepared = shrink * p[i], sign * g[i]
-            new = update(decayed, prepared, *_load(state, i), *c)
+                prepared += coupled * p[i]
+            new = update(shrink * p[i], prepared, *_load(state, i), *c)
             p[i] = new[0]
+            leave(g, i)
             _store(state, i, new[1:])
 
     jitted: Callable[..., None] = register_jitable(**INNER)(segment)
@@ -188,49 +275,180 @@ def _segment(update: Callable[..., Any], coefficients: int) -> Callable[..., Non
 
 
 @cache
+def _sum_kernel(
+    terms: Callable[..., Any],
+    coefficients: int,
+    dtype: str,
+    storage: Storage,
+    bounded: bool,
+    parallel: bool,
+) -> Callable[..., NDArray[np.float64]]:
+    asked = _in_dtype(terms, dtype)
+    gradient = _bounded if bounded else _free
+    slots = (0,) * len(storage.states)
+
+    def add(totals, p, g, state, n, row):
+        sign, bound, coupled = row[0], row[1], row[2]
+        c = to_fixed_tuple(row[HEAD:], coefficients)
+        for i in range(n):
+            prepared = gradient(g[i], sign, bound)
+            if coupled != 0:
+                prepared += coupled * p[i]
+            totals = _plus(totals, asked(p[i], prepared, *_load(state, i), *c))
+        return totals
+
+    add = register_jitable(**SUM)(add)
+    count = len(terms(*(1.0,) * (2 + len(slots) + coefficients)))
+    zeros = (0.0,) * count
+
+    def kernel(blocks, table, rows):
+        parts = np.zeros((blocks.shape[0], count))
+        for b in prange(blocks.shape[0]):
+            line = table[blocks[b, 0]]
+            first = blocks[b, 1]
+            n = blocks[b, 2] - first
+            p = view(line[1], rows, first, n)
+            g = view(line[2], rows, first, n)
+            state = _views(slots, line, 3, rows, first, n)
+            _store_all(parts[b], add(zeros, p, g, state, n, rows[line[0]]))
+        return parts
+
+    opened, places = _opener(storage), 2 + len(slots)
+
+    def through_work(blocks, table, rows):
+        parts = np.zeros((blocks.shape[0], count))
+        for b in prange(blocks.shape[0]):
+            line = table[blocks[b, 0]]
+            work = np.empty((places, CHUNK), np.float32)
+            totals = zeros
+            for first in range(blocks[b, 1], blocks[b, 2], CHUNK):
+                n = min(CHUNK, blocks[b, 2] - first)
+                arrays = opened(line, work, first, n)
+                totals = add(totals, arrays[0], arrays[1], arrays[2:], n, rows[line[0]])
+            _store_all(parts[b], totals)
+        return parts
+
+    key = terms, "sum", coefficients, dtype, repr(storage), bounded
+    return _compile(kernel if storage.native else through_work, key, parallel)
+
+
+@cache
 def _shift_kernel(
-    point: Callable[..., Any], states: int, coefficients: int, parallel: bool
+    point: Callable[..., Any], coefficients: int, dtype: str, storage: Storage, parallel: bool
 ) -> Callable[..., None]:
-    point = register_jitable(**INNER)(point)
-    slots = (0,) * states
+    moved = _in_dtype(point, dtype)
+    slots = (0,) * len(storage.states)
 
     def kernel(blocks, table, rows):
         for b in prange(blocks.shape[0]):
             segment = table[blocks[b, 0]]
             first = blocks[b, 1]
             n = blocks[b, 2] - first
-            c = to_fixed_tuple(rows[segment[0]][3:], coefficients)
+            c = to_fixed_tuple(rows[segment[0]][HEAD:], coefficients)
             p = view(segment[1], rows, first, n)
             state = _views(slots, segment, 3, rows, first, n)
             for i in range(n):
-                p[i] = point(p[i], *_load(state, i), *c)
+                p[i] = moved(p[i], *_load(state, i), *c)
 
-    return _compile(kernel, point, parallel, states, coefficients)
+    return _compile(kernel, (point, "shift", coefficients, dtype, len(slots)), parallel)
 
 
-def _compile(
-    kernel: Callable[..., Any], maths_of_rule: Callable[..., Any], parallel: bool, *shape: int
-) -> Any:
-    """Compile a kernel lazily, for each dtype once, cached on disk where that is safe."""
+# Arrays that are stored in another way are taken through a chunk of float32 work space.
+
+
+def _opener(storage: Storage) -> Callable[..., Any]:
+    """Takes a line of the table, work space, first element and length, and returns all arrays."""
+    n_states = len(storage.states)
+    kinds = (storage.parameter, storage.parameter, *storage.states)
+
+    def chain(k: int) -> Callable[..., Any]:
+        if k == len(kinds):
+            return register_jitable(**INNER)(lambda line, work, first, n: ())
+        rest, column = chain(k + 1), 1 + k
+        if kinds[k] == NATIVE:
+
+            def native(line, work, first, n):
+                array = span(line[column] + 4 * first, np.float32, n)
+                return array, *rest(line, work, first, n)
+
+            return register_jitable(**INNER)(native)
+        decode, scale = DECODE[kinds[k]], column + n_states if k > 1 else 0
+
+        def decoded(line, work, first, n):
+            decode(line[column], line[scale], work[k], first, n)
+            return work[k], *rest(line, work, first, n)
+
+        return register_jitable(**INNER)(decoded)
+
+    return chain(0)
+
+
+def _closer(storage: Storage) -> Callable[..., None]:
+    """Takes the same and a seed, and stores what is not stored as it is computed."""
+    n_states = len(storage.states)
+    kinds = (storage.parameter, storage.parameter, *storage.states)
+    stored = [k for k, kind in enumerate(kinds) if kind and (k != 1 or storage.clear)]
+
+    def chain(left: list[int]) -> Callable[..., None]:
+        if not left:
+            return register_jitable(**INNER)(lambda line, work, first, n, seed: None)
+        (k, *others), column = left, 1 + left[0]
+        rest, scale = chain(others), column + n_states if k > 1 else 0
+        encode = ENCODE[kinds[k], storage.at_random and k == 0]
+
+        def encoded(line, work, first, n, seed):
+            encode(line[column], line[scale], work[k], first, n, seed + k)
+            rest(line, work, first, n, seed)
+
+        return register_jitable(**INNER)(encoded)
+
+    return chain(stored)
+
+
+def _in_dtype(function: F, dtype: str) -> F:
+    """A function of rules, and those it closes over, for compiling, its constants in a dtype.
+
+    A bare number among float32s would make all of them float64.
+    """
+    kind = np.dtype(dtype).type
+    code = function.__code__
+    constants = tuple(kind(c) if type(c) in (int, float) else c for c in code.co_consts)
+    cells = []
+    for cell in function.__closure__ or ():
+        value = cell.cell_contents
+        if isinstance(value, FunctionType):
+            value = _in_dtype(value, dtype)
+        cells.append(CellType(kind(value) if isinstance(value, float) else value))
+    made = FunctionType(
+        code.replace(co_consts=constants),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(cells),
+    )
+    compiled: F = register_jitable(**INNER)(made)
+    return compiled
+
+
+def _compile(kernel: Callable[..., Any], key: tuple[Any, ...], parallel: bool) -> Any:
+    """Compile a kernel lazily, cached on disk where that is safe."""
     compiled = numba.njit(parallel=parallel, nogil=True, no_cfunc_wrapper=True, **JIT)(kernel)
-    key = _key(maths_of_rule, parallel, *shape)
-    if key is not None:
-        keep(compiled, kernel, *key)
+    whole = _key(*key, parallel)
+    if whole is not None:
+        keep(compiled, kernel, *whole)
     return compiled
 
 
 def _key(maths_of_rule: Callable[..., Any], *kind: Any) -> tuple[Any, ...] | None:
     """What tells a rule's compiled code from others on disk; None where keeping it is not safe."""
     fingerprint = _fingerprint(maths_of_rule)
-    if fingerprint is None:
-        return None
-    return fingerprint, maths_of_rule.__module__, _fingerprint(prepare), *kind
+    return None if fingerprint is None else (fingerprint, *kind)
 
 
-def _fingerprint(function: Callable[..., Any]) -> bytes | None:
+def _fingerprint(function: Callable[..., Any]) -> tuple[Any, ...] | None:
     """What the maths is, or None when it leans on something whose changes we could not see."""
     code = getattr(function, "__code__", None)
-    if code is None or code.co_freevars or any(isinstance(c, CodeType) for c in code.co_consts):
+    if code is None or any(isinstance(c, CodeType) for c in code.co_consts):
         return None
     for name in code.co_names:
         used = function.__globals__.get(name, maths)
@@ -241,11 +459,36 @@ def _fingerprint(function: Callable[..., Any]) -> bytes | None:
     # A compiled kernel imports the module again; one loaded by its path alone it would not find.
     if function.__module__ not in sys.modules:
         return None
+    inside = []
+    for cell in function.__closure__ or ():
+        value = cell.cell_contents
+        part = _fingerprint(value) if isinstance(value, FunctionType) else repr(value)
+        if part is None or not isinstance(value, FunctionType | int | float):
+            return None
+        inside.append(part)
     # Version 2 of the format is the last whose bytes do not depend on reference counts.
-    return marshal.dumps(code.replace(co_filename="", co_firstlineno=1), 2)
+    plain = code.replace(co_filename="", co_firstlineno=1)
+    return marshal.dumps(plain, 2), function.__module__, *inside
 
 
-_prepare = register_jitable(**INNER)(prepare)
+@register_jitable(**INNER)
+def _free(g, sign, bound):
+    return sign * g
+
+
+@register_jitable(**INNER)
+def _bounded(g, sign, bound):
+    return maths.maximum(maths.minimum(sign * g, bound), -bound)
+
+
+@register_jitable(**INNER)
+def _as_it_is(g, i):
+    pass
+
+
+@register_jitable(**INNER)
+def _zero(g, i):
+    g[i] = 0
 
 
 # Tuples of any length, taken apart by recursion so that the loop over elements vectorises.
@@ -261,6 +504,33 @@ def _load(views, i):
 
 def _store(views, i, values):
     raise NotImplementedError
+
+
+def _plus(totals, values):
+    raise NotImplementedError
+
+
+def _store_all(array, values):
+    raise NotImplementedError
+
+
+@overload(_plus, jit_options=SUM)
+def _compiled_plus(totals, values):
+    if len(totals) == 0:
+        return lambda totals, values: ()
+    return lambda totals, values: (totals[0] + values[0], *_plus(totals[1:], values[1:]))
+
+
+@overload(_store_all, jit_options=INNER)
+def _compiled_store_all(array, values):
+    if len(values) == 0:
+        return lambda array, values: None
+
+    def store(array, values):
+        array[0] = values[0]
+        _store_all(array[1:], values[1:])
+
+    return store
 
 
 @overload(_views, jit_options=INNER)

@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["INNER", "JIT", "call", "load", "span", "view"]
+__all__ = ["INNER", "JIT", "SUM", "call", "load", "span", "view"]
 
 # Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
@@ -14,6 +14,9 @@ JIT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
 
 # For what only compiled code calls: it needs no way in from Python or C, and compiles sooner.
 INNER: dict[str, Any] = JIT | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+# For sums, whose order may change: it has to, for several numbers to be added at once.
+SUM: dict[str, Any] = INNER | {"fastmath": {"contract", "nsz", "reassoc"}}
 
 
 @intrinsic

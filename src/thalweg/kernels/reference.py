@@ -6,43 +6,78 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.rules.rule import Rule, prepare
+from thalweg.rules.rule import HEAD, Rule, Sums, prepare
 
-__all__ = ["descend", "step"]
+__all__ = ["descend", "start", "step"]
 
 Array = NDArray[np.float64]
 
 
+def start(rule: Rule, p: Array, hyper: Mapping[str, Any]) -> tuple[Array, ...]:
+    """The state that a resolved rule begins with at a parameter."""
+    return tuple(
+        p.copy() if value is None else np.full(rule.shapes.get(name, tuple)(p.shape), value)
+        for name, value in zip(rule.state, rule.start(hyper), strict=True)
+    )
+
+
 def step(
-    rule: Rule, p: Array, g: Array, state: Sequence[Array], hyper: Mapping[str, Any], count: int
-) -> tuple[Array, ...]:
-    """One step of a rule on one array.
+    rule: Rule,
+    p: Array,
+    g: Array,
+    state: Sequence[Array],
+    hyper: Mapping[str, Any],
+    count: int,
+    scalars: Sums = (),
+) -> tuple[tuple[Array, ...], Sums]:
+    """One step of a rule on one array, which is all that the optimizer has.
 
     Args:
-        rule: any rule; the variant that ``hyper`` asks for is used.
+        rule: any rule; what ``hyper`` and the shape ask for is used.
         p: parameter, float64, any shape.
         g: gradient, same shape.
-        state: the rule's state arrays, each of the same shape.
+        state: the rule's state arrays.
         hyper: complete hyperparameters (`Rule.complete`).
         count: the number of this step, from 1.
+        scalars: as the step before left them.
 
     Returns:
-        New parameter and new state; nothing is changed in place.
+        New parameter and new state, and new scalars; nothing is changed in place.
     """
-    rule = rule.resolve(hyper)
-    row = [np.float64(c) for c in rule.row(hyper, count)]
+    rule = rule.resolve(hyper, p.shape)
+    row = [np.float64(c) for c in rule.row(hyper, count, scalars)]
     # Numbers beyond all bounds are what a diverging run looks like; the other executors, too,
     # go on without a warning.
     with np.errstate(all="ignore"):
-        sign, coupled, shrink = row[:3]
-        # Zero times an infinite parameter would be NaN.
-        p, g = prepare(p, g, sign, coupled, shrink) if coupled else (shrink * p, sign * g)
-        return tuple(np.asarray(a) for a in rule.update(p, g, *state, *row[3:]))
+        sign, bound, coupled, shrink = row[:HEAD]
+        if hyper["clip_norm"] is not None:
+            sign *= np.minimum(hyper["clip_norm"] / (np.sqrt((g * g).sum()) + 1e-6), 1.0)
+        decayed, prepared = prepare(p, g, sign, bound, coupled, shrink)
+        if not coupled:
+            # Zero times an infinite parameter would be NaN.
+            prepared = np.maximum(np.minimum(sign * g, bound), -bound)
+        if rule.whole:
+            return _whole(rule, decayed, prepared, state, row[HEAD:]), scalars
+        sums: Sums = ()
+        if rule.terms is not None:
+            sums = tuple(np.sum(t) for t in rule.terms(p, prepared, *state, *row[HEAD:]))
+        extra, scalars = rule.go_on(hyper, count, sums, scalars)
+        new = rule.update(decayed, prepared, *state, *row[HEAD:], *extra)
+        return tuple(np.asarray(a) for a in new), scalars
+
+
+def _whole(
+    rule: Rule, p: Array, g: Array, state: Sequence[Array], row: Sequence[float]
+) -> tuple[Array, ...]:
+    import torch
+
+    arrays = (torch.as_tensor(np.ascontiguousarray(a))[None] for a in (p, g, *state))
+    return tuple(t[0].numpy() for t in rule.update(*arrays, *row))
 
 
 def descend(
     rule: Rule,
-    start: Array,
+    start_at: Array,
     gradient: Callable[[Array], Array],
     steps: int,
     **hyper: Any,
@@ -51,25 +86,28 @@ def descend(
 
     Args:
         rule: any rule.
-        start: first point, shape ``(n,)``.
+        start_at: first point, shape ``(n,)``.
         gradient: maps a point of shape ``(n,)`` to the gradient there.
         steps: how many to take.
         hyper: hyperparameters; defaults for the rest.
 
     Returns:
-        Points, shape ``(steps + 1, n)``, float64, the first being ``start``.
+        Points, shape ``(steps + 1, n)``, float64, the first being ``start_at``.
 
     Raises:
         HyperparameterError: for a hyperparameter that the rule lacks or a value out of range.
     """
     complete = rule.complete(hyper)
-    rule = rule.resolve(complete)
-    p = np.asarray(start, dtype=np.float64)
-    state: tuple[Array, ...] = tuple(np.full_like(p, s) for s in rule.start(complete))
+    p = np.asarray(start_at, dtype=np.float64)
+    rule = rule.resolve(complete, p.shape)
+    state = start(rule, p, complete)
+    scalars: Sums = rule.start_scalars(complete)
     path = [p]
     for count in range(1, steps + 1):
-        at = rule.point(p, *state, *rule.row(complete, count)[3:]) if rule.point else p
-        p, *rest = step(rule, p, gradient(at), state, complete, count)
+        at = p
+        if rule.point:
+            at = rule.point(p, *state, *rule.row(complete, count, scalars)[HEAD:])
+        (p, *rest), scalars = step(rule, p, gradient(at), state, complete, count, scalars)
         state = tuple(rest)
         path.append(p)
     return np.stack(path)

@@ -1,45 +1,111 @@
 """How a rule runs on any dense torch tensor: the same maths as torch operations.
 
-Slower than the CPU kernel, and takes what that cannot: other devices, half precision,
-non-contiguous storage. Half precision is computed in float32 and rounded once, when it is stored.
+Slower than the CPU kernel, and takes what that cannot: other devices, non-contiguous storage, rules
+that need whole matrices. Half precision is computed in float32 and rounded once, when it is stored.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from thalweg.rules.rule import Row, Rule, prepare
+from thalweg.kernels.storage import DTYPES, SCALED, decoded, encoded
+from thalweg.rules.maths import maximum, minimum
+from thalweg.rules.rule import HEAD, Row, Rule, Sums
 
-__all__ = ["shift", "step"]
+__all__ = ["DTYPES", "close", "measure", "opened", "shift", "step", "stepped"]
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def _prepared(p: Tensor, g: Tensor, row: Row) -> Tensor:
+    """The gradient, its sign and size set and the coupled decay added."""
+    sign, bound, coupled = row[:3]
+    prepared = sign * g
+    if not _is(bound, float("inf")):
+        prepared = maximum(minimum(prepared, bound), -bound)
+    # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
+    return prepared if _is(coupled, 0.0) else prepared + coupled * p
+
+
+def _is(coefficient: Any, value: float) -> bool:
+    """Whether a coefficient, if it is one number for all, is this one."""
+    return isinstance(coefficient, float) and coefficient == value
 
 
 @torch.no_grad()
-def step(rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row) -> None:
-    """One step of a resolved rule on one tensor, in place.
+def measure(
+    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row, lead: int = 0
+) -> Sums:
+    """Sums of a resolved rule's terms over a tensor, without its ``lead`` first dimensions.
+
+    The other arguments are as `stepped` takes them.
+    """
+    assert rule.terms is not None
+    if p.dtype in HALF:
+        p, g, state = p.float(), g.float(), [s.float() for s in state]
+    over = tuple(range(lead, p.ndim))
+    terms = rule.terms(p, _prepared(p, g, row), *state, *row[HEAD:])
+    # Without dimensions torch would sum over all of them.
+    return tuple(t.double().sum(over) if over else t.double() for t in terms)
+
+
+@torch.no_grad()
+def stepped(
+    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row, extra: Sums = ()
+) -> tuple[Tensor, ...]:
+    """New parameter and state after one step of a resolved rule; float32 for half precision.
 
     Args:
         rule: a resolved rule (`Rule.resolve`).
-        p: parameter, any shape, floating point, any device.
+        p: parameter, any shape, floating point, any device; ``(count, *shape)`` for a rule of whole
+            tensors.
         g: gradient, same shape, dtype and device.
-        state: the rule's state tensors, the same again.
+        state: the rule's state tensors.
         row: `Rule.row` of this step; an entry may also be a tensor that broadcasts over ``p``, one
             value a replica.
+        extra: further coefficients (`Rule.go_on`).
     """
-    sign, coupled, shrink, *coefficients = row
-    stored = p, *state
-    if p.dtype in (torch.float16, torch.bfloat16):
+    if p.dtype in HALF:
         p, g, state = p.float(), g.float(), [s.float() for s in state]
-    # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
-    skip = isinstance(coupled, float) and coupled == 0
-    decayed, prepared = (shrink * p, sign * g) if skip else prepare(p, g, sign, coupled, shrink)
-    new = rule.update(decayed, prepared, *state, *coefficients)
-    for old, value in zip(stored, new, strict=True):
+    decayed = p if _is(row[3], 1.0) else row[3] * p
+    return rule.update(decayed, _prepared(p, g, row), *state, *row[HEAD:], *extra)
+
+
+@torch.no_grad()
+def step(
+    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row, extra: Sums = ()
+) -> None:
+    """The same in place; the arguments are as `stepped` takes them."""
+    new = stepped(rule, p, g, state, row, extra)
+    for old, value in zip((p, *state), new, strict=True):
         old.copy_(value)
+
+
+def opened(kind: str, stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A state as it is computed with, which is in float32 if the parameter's dtype is half."""
+    if kind in SCALED or stored.dtype != dtype:
+        return decoded(kind, stored, scale)
+    return stored
+
+
+@torch.no_grad()
+def close(
+    kind: str, stored: Tensor, scale: Tensor | None, value: Tensor, at_random: bool, seed: int
+) -> None:
+    """Store a result in its way, in place."""
+    if not kind or (kind not in SCALED and not at_random):
+        stored.copy_(value)
+        return
+    made, its_scale = encoded(kind, value.float(), seed, at_random)
+    stored.copy_(made)
+    if scale is not None and its_scale is not None:
+        scale.copy_(its_scale)
 
 
 @torch.no_grad()
 def shift(rule: Rule, p: Tensor, state: Sequence[Tensor], row: Row) -> None:
     """Move a tensor, in place, to the point where the rule takes its gradient."""
     assert rule.point is not None
-    p.copy_(rule.point(p, *state, *row[3:]))
+    p.copy_(rule.point(p, *state, *row[HEAD:]))

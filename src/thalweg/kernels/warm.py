@@ -4,6 +4,7 @@ import numpy as np
 
 from thalweg import rules
 from thalweg.kernels import cpu, tape
+from thalweg.rules.rule import HEAD
 
 __all__ = ["warm"]
 
@@ -11,9 +12,20 @@ __all__ = ["warm"]
 # compiles the short ones meanwhile.
 SLOW = ("product", "usual", "logsumexp", "copy", "sum", "gather", "argmax")
 
+# Those that a study compares unless told otherwise.
+RULES = (
+    rules.SGD,
+    rules.MOMENTUM,
+    rules.NAG,
+    rules.ADAGRAD,
+    rules.RMSPROP,
+    rules.ADADELTA,
+    rules.ADAM,
+)
+
 
 def warm() -> None:
-    """Compile a tape's long operations, and the step of every rule as its defaults make it."""
+    """Compile a tape's long operations, and the step of each of the `RULES`."""
     for operation in SLOW:
         tape.address(operation)
     nothing = np.zeros(0, dtype=np.int64)
@@ -24,12 +36,11 @@ def warm() -> None:
         tape.Workspace(1, 1, 1),
         nothing,
     )
-    for name in rules.__all__:
-        rule = getattr(rules, name)
-        if isinstance(rule, rules.Rule):
-            hyper = rule.complete({"lr": 1.0})
-            rule = rule.resolve(hyper)
-            cpu.step_function(rule.update, len(rule.state), len(rule.row(hyper, 1)) - 3)
+    for rule in RULES:
+        hyper = rule.complete({"lr": 1.0})
+        rule = rule.resolve(hyper)
+        coefficients = len(rule.row(hyper, 1)) - HEAD
+        cpu.step_function(rule.update, len(rule.state), coefficients, bounded=False)
 
 
 if __name__ == "__main__":

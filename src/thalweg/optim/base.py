@@ -1,64 +1,97 @@
 """A rule as a `torch.optim.Optimizer`."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias
+from inspect import Parameter, Signature, cleandoc, signature
+from types import new_class
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from thalweg.rules.rule import Rule
+from thalweg.rules.rule import Choice, Flag, Number, Rule
 
 if TYPE_CHECKING:
     from thalweg.optim.plan import Plan
 
-__all__ = ["Real", "RealOrTensor", "RuleOptimizer"]
+__all__ = ["OPTIONS", "RuleOptimizer", "from_rule", "meaning"]
 
-# Spelled out because a run-time check of types does not take an int for a float.
-Real: TypeAlias = float | int
-RealOrTensor: TypeAlias = float | int | Tensor
+Group = dict[str, Any]
 
-Group: TypeAlias = dict[str, Any]
+# How a step is carried out, for every rule.
+OPTIONS: dict[str, Choice | Flag] = {
+    option.name: option
+    for option in (
+        Choice(
+            "state",
+            None,
+            (None, "bfloat16", "8bit"),
+            "how moments are kept: as the parameter is, in bfloat16, or in eight bits with a "
+            "scale for every 256",
+        ),
+        Flag(
+            "stochastic_rounding",
+            meaning="round bfloat16 parameters up or down at random, so that steps below their "
+            "precision are not lost",
+        ),
+        Flag("clear_grad", meaning="set gradients to zero in the same pass"),
+    )
+}
+
+# What torch.optim's classes take besides: one kernel serves, and these choose nothing here.
+_TORCHS = {
+    "foreach": "no effect: there is one kernel",
+    "fused": "no effect: there is one kernel",
+    "capturable": "count steps on the device, so that a CUDA graph can be captured; CUDA only",
+    "differentiable": "must be False",
+}
 
 
 class RuleOptimizer(Optimizer):
-    """A rule as a `torch.optim.Optimizer`.
+    """A rule as a `torch.optim.Optimizer`; each subclass has its own.
 
-    Serves a rule of one's own as it is: ``RuleOptimizer(model.parameters(), rule, lr=0.1)``.
-
-    Args:
-        params: parameters, groups or named parameters, as torch.optim takes them.
-        rule: the update rule; subclasses that have one as class attribute pass None.
-        hyper: hyperparameters of the rule; its defaults for the rest.
-
-    Raises:
-        HyperparameterError: for a hyperparameter that the rule lacks or a value out of range.
-        TypeError: for parameters that are sparse, complex or not floating point.
+    ``class Own(RuleOptimizer, rule=RULE)`` takes the rule's hyperparameters as keyword arguments,
+    or with ``like`` what that class of torch.optim takes, in its order, and the rest as keywords.
     """
 
-    rule: Rule
+    rule: ClassVar[Rule]
+    torchs_arguments: ClassVar[frozenset[str]] = frozenset()
     _plan: "Plan | None" = None
 
-    def __init__(self, params: ParamsT, rule: Rule | None, **hyper: Any) -> None:
+    def __init_subclass__(
+        cls, rule: Rule | None = None, like: type[Optimizer] | None = None, **others: Any
+    ) -> None:
+        super().__init_subclass__(**others)
         if rule is not None:
-            rule.check(hyper)
-            self.rule = rule
-            hyper = {**rule.defaults, **hyper}
-        self.check_group(hyper, type(self).__name__ if rule is None else rule.name)
-        super().__init__(params, hyper)
+            cls.rule = rule
+            cls.torchs_arguments = frozenset(signature(like).parameters if like else ())
+            cls.__signature__ = _signature(rule, like)  # type: ignore[attr-defined]
+            cls.__doc__ = _documentation(cls, cls.__doc__ or "")
 
-    def rule_of(self, group: Group) -> Rule:
-        """The rule that a parameter group follows, before its variant is chosen."""
-        return self.rule
+    def __init__(self, params: ParamsT, *arguments: Any, **hyper: Any) -> None:
+        bound = self.signature().bind(params, *arguments, **hyper)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        params = given.pop("params")
+        self.check_group(given, type(self).__name__)
+        super().__init__(params, given)
+
+    @classmethod
+    def signature(cls) -> Signature:
+        """What the constructor takes."""
+        found: Signature = cls.__signature__  # type: ignore[attr-defined]
+        return found
 
     def check_group(self, group: Group, owner: str) -> None:
         """Raise `ValueError` for hyperparameters that this optimizer cannot take."""
-        for name in ("capturable", "differentiable"):
-            if group.get(name):
-                raise ValueError(f"{owner}: {name} must be False: the step is one CPU kernel call")
-        rule = self.rule_of(group)
-        rule.check({name: group[name] for name in rule.defaults if name in group}, owner)
+        if group.get("differentiable"):
+            raise ValueError(f"{owner}: differentiable must be False: a step is no part of a graph")
+        self.rule.check({name: group[name] for name in self.rule.defaults if name in group}, owner)
+        for name, option in OPTIONS.items():
+            if name in group:
+                option.check(owner, group[name])
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, with its own hyperparameters where it names them.
@@ -85,17 +118,9 @@ class RuleOptimizer(Optimizer):
 
     def start_state(self, p: Tensor, group: Group) -> dict[str, Any]:
         """Make what is missing of the state of one parameter, and return it."""
-        rule = self.rule_of(group).resolve(group)
-        state: dict[str, Any] = self.state[p]
-        missing = [name for name in rule.state if state.get(name) is None]
-        if "step" not in state or (missing and len(missing) == len(rule.state)):
-            # torch.optim.SGD keeps no count: any step after the first will do for its buffers.
-            began = bool(rule.state) and not missing
-            state["step"] = torch.tensor(float(began), dtype=torch.float32)
-        for name, value in zip(rule.state, rule.start(group), strict=True):
-            if name in missing:
-                state[name] = torch.full_like(p, value, memory_format=torch.preserve_format)
-        return state
+        from thalweg.optim.state import start
+
+        return start(self.state[p], self.rule.resolve(group, tuple(p.shape)), p, group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.
@@ -109,12 +134,16 @@ class RuleOptimizer(Optimizer):
 
         Raises:
             ValueError: if a closure is needed and there is none.
+            RuntimeError: between `eval` and `train`.
             TypeError: for a sparse or complex gradient; the message names the parameter.
         """
         loss = None
-        looks_ahead = any(
-            self.rule_of(group).resolve(group).point is not None for group in self.param_groups
-        )
+        looks_ahead = any(self.rule.resolve(group).point is not None for group in self.param_groups)
+        if any(group.get("evaluating") for group in self.param_groups):
+            raise RuntimeError(
+                f"{type(self).__name__}: since eval() the parameters hold averaged weights; "
+                "call train() before step()"
+            )
         if closure is not None:
             with self._moved_ahead() if looks_ahead else nullcontext(), torch.enable_grad():
                 loss = closure()
@@ -125,6 +154,41 @@ class RuleOptimizer(Optimizer):
             )
         self._located_plan().update(self.param_groups)
         return loss
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the weights to evaluate and keep in place of those that are trained.
+
+        They differ for rules that average (`ASGD`, the Schedule-Free ones) and with ``ema_decay``;
+        for all others nothing happens. `train` puts the trained ones back, exactly.
+        """
+        for group, p, state in self._started(evaluating=False):
+            rule = self.rule.resolve(group, tuple(p.shape))
+            if rule.answer is not None:
+                state["trained"] = p.detach().clone()
+                p.copy_(rule.answer(p, *(state[name] for name in rule.state), group))
+        self._mark(evaluating=True)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Undo `eval`."""
+        for _, p, state in self._started(evaluating=True):
+            if "trained" in state:
+                p.copy_(state.pop("trained"))
+        self._mark(evaluating=False)
+
+    def _started(self, evaluating: bool) -> Iterator[tuple[Group, Tensor, dict[str, Any]]]:
+        """Parameters that have taken a step, of groups in that mode."""
+        for group in self.param_groups:
+            if group.get("evaluating", False) == evaluating:
+                for p in group["params"]:
+                    if self.state.get(p):
+                        yield group, p, self.state[p]
+
+    def _mark(self, evaluating: bool) -> None:
+        for group in self.param_groups:
+            if self.rule.resolve(group).answer is not None:
+                group["evaluating"] = evaluating
 
     def _located_plan(self) -> "Plan":
         """A plan that holds, with addresses read from where everything is now."""
@@ -139,14 +203,15 @@ class RuleOptimizer(Optimizer):
 
     @contextmanager
     def _moved_ahead(self) -> Iterator[None]:
-        """Parameters at the points where their rules take the gradient, and back exactly."""
-        plan = self._located_plan()
+        """Parameters at the points where their rules take the gradient; put back exactly."""
         with torch.no_grad():
+            plan = self._located_plan()
             parameters = [
                 p
                 for group in self.param_groups
-                if self.rule_of(group).resolve(group).point is not None
+                if self.rule.resolve(group).point is not None
                 for p in group["params"]
+                if p in self.state
             ]
             here = [p.detach().clone() for p in parameters]
             plan.shift(self.param_groups)
@@ -157,6 +222,17 @@ class RuleOptimizer(Optimizer):
                 for p, saved in zip(parameters, here, strict=True):
                     p.copy_(saved)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint, of this class or of its namesake in torch.optim.
+
+        Raises:
+            ValueError: for one of other parameter groups.
+        """
+        super().load_state_dict(state_dict)
+        from thalweg.optim.state import keep_types
+
+        keep_types(self, state_dict)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
@@ -165,6 +241,64 @@ class RuleOptimizer(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
-    def __getstate__(self) -> dict[str, Any]:
-        own = {"rule": self.rule} if "rule" in self.__dict__ else {}
-        return {**super().__getstate__(), **own}
+
+def from_rule(rule: Rule, name: str | None = None) -> type[RuleOptimizer]:
+    """The optimizer of a rule: a class that takes the rule's hyperparameters.
+
+    It can be pickled if it is bound, in its module, to its own name, as with named tuples.
+
+    Args:
+        rule: from `thalweg.rules`, or one's own.
+        name: of the class; the rule's, made an identifier, by default.
+    """
+    made = name or "".join(c if c.isalnum() else "_" for c in rule.name)
+    home = sys._getframe(1).f_globals.get("__name__", __name__)
+    found: type[RuleOptimizer] = new_class(
+        made, (RuleOptimizer,), {"rule": rule}, lambda body: body.update({"__module__": home})
+    )
+    return found
+
+
+def _signature(rule: Rule, like: type[Optimizer] | None) -> Signature:
+    known = rule.every_hyper
+    theirs = list(signature(like).parameters.values()) if like else []
+    taken = [Parameter("params", Parameter.POSITIONAL_OR_KEYWORD)]
+    for parameter in theirs[1:]:
+        default = known[parameter.name].default if parameter.name in known else parameter.default
+        taken.append(Parameter(parameter.name, parameter.kind, default=default))
+    names = {parameter.name for parameter in taken}
+    # Without a class of torch's to agree with, a rule's own numbers are taken by position.
+    by_position = {h.name for h in rule.hyper if isinstance(h, Number) and not like}
+    rest = [(name, h.default) for name, h in {**known, **OPTIONS}.items() if name not in names]
+    for name, default in sorted(rest, key=lambda pair: pair[0] not in by_position):
+        kind = Parameter.POSITIONAL_OR_KEYWORD if name in by_position else Parameter.KEYWORD_ONLY
+        taken.append(Parameter(name, kind, default=default))
+    return Signature(taken)
+
+
+def meaning(rule: Rule, argument: str) -> str:
+    """What an argument of a rule's optimizer is, as a clause."""
+    if argument in _TORCHS:
+        return _TORCHS[argument]
+    return ({**rule.every_hyper, **OPTIONS})[argument].meaning
+
+
+def _documentation(cls: type[RuleOptimizer], text: str) -> str:
+    rule = cls.rule
+    known = {**rule.every_hyper, **OPTIONS}
+
+    def lines() -> Iterable[str]:
+        yield cleandoc(text) or f"{rule.name} as a `torch.optim.Optimizer`."
+        if rule.formula:
+            yield ""
+            yield from (f"    {line}" for line in rule.formula.splitlines())
+        if rule.paper:
+            yield f"\n{rule.paper}."
+        yield "\nArgs:"
+        yield "    params: parameters, groups or named parameters, as torch.optim takes them."
+        for name in list(cls.signature().parameters)[1:]:
+            limits = f" In {known[name].range}." if name in known else ""
+            yield f"    {name}: {meaning(rule, name)}.{limits}"
+        yield "\nRaises:\n    HyperparameterError: for a value outside its range."
+
+    return "\n".join(lines())

@@ -1,135 +1,26 @@
 """What one step touches; made once, and good until something else than numbers changes."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Parameter
 
-from thalweg.kernels import addresses, cpu, tensors
-from thalweg.kernels.objects import Entries, Items, Values
-from thalweg.rules.rule import Row, Rule
+from thalweg.kernels import addresses
+from thalweg.kernels.cpu import Storage
+from thalweg.kernels.objects import Items, Values
+from thalweg.optim.parts import Batch, Group, Loose, Member, Part, Stack, fits, refuse
+from thalweg.optim.state import storage
+from thalweg.rules.rule import Rule, Sums
 
 if TYPE_CHECKING:
     from thalweg.optim.base import RuleOptimizer
 
 __all__ = ["Plan"]
 
-Group = dict[str, Any]
-Member = tuple[Tensor, int, dict[str, Any], str]  # parameter, group, state, name in errors
-
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-
-
-class Batch:
-    """Parameters of one rule and dtype, which take their step in one kernel call.
-
-    The step counts of all of them lie in one tensor, of which each parameter's ``state["step"]``
-    is a view.
-    """
-
-    def __init__(self, rule: Rule, members: Sequence[Member]) -> None:
-        parameters, groups, self.states, _ = zip(*members, strict=True)
-        self.rule = rule
-        self.dtype = _NUMPY[parameters[0].dtype]
-        self.step = torch.tensor([float(state["step"]) for state in self.states])
-        self.counts = self.step.numpy()
-        for i, state in enumerate(self.states):
-            state["step"] = self.step[i]
-        self.entries = Entries(self.states, ("step", *rule.state))
-        states = [[state[name] for state in self.states] for name in rule.state]
-        self.located = addresses.Located(parameters, states, self.counts)
-        # Imaginary parts of conjugates: contiguous if of one element, and stored with the
-        # opposite sign.
-        self.singles = [p for p in parameters if p.numel() == 1]
-        self.groups = sorted(set(groups))
-        self.group_rows = np.searchsorted(self.groups, groups)
-        self.segments = cpu.Segments.of(
-            [p.numel() for p in parameters], self.group_rows.tolist(), len(rule.state)
-        )
-        self.blocks, self.segments.blocks = self.segments.blocks, self.segments.blocks[:0]
-        self.which = self.group_rows
-        self.even = False
-
-    def locate(self) -> bool:
-        """Read all addresses; False if a tensor is no longer one that the kernel takes."""
-        taken, changed, even = self.located.read(self.segments.table)
-        if changed:
-            present = self.located.present.astype(bool)
-            self.segments.blocks = self.blocks[present[self.blocks[:, 0]]]
-        self.even = even
-        return taken and not any(map(_negative, self.singles))
-
-    def update(self, groups: Sequence[Group]) -> None:
-        """One step of the parameters that have a gradient; they were located just before."""
-        upcoming = self.located.upcoming
-        cpu.run(self.rule, self.segments, self._rows(groups, upcoming))
-        self.counts[:] = upcoming
-
-    def shift(self, groups: Sequence[Group]) -> None:
-        """Move all parameters to where the next step takes the gradient."""
-        self.even = False
-        every = replace(self.segments, blocks=self.blocks)
-        cpu.shift(self.rule, every, self._rows(groups, self.counts + 1))
-
-    def _rows(self, groups: Sequence[Group], counts: NDArray[np.float32]) -> NDArray[Any]:
-        """Coefficients, one row per group and step count; the table is told which is whose."""
-        rows: list[Row]
-        if self.even:
-            count = int(counts.item(0))
-            rows = [self.rule.row(groups[g], count) for g in self.groups]
-            which = self.group_rows
-        else:
-            pairs, which = np.unique(
-                np.stack([self.group_rows, counts], axis=1), axis=0, return_inverse=True
-            )
-            # A parameter that never had a gradient takes no step, and its row is not used.
-            rows = [
-                self.rule.row(groups[self.groups[int(g)]], max(int(count), 1)) for g, count in pairs
-            ]
-        if which is not self.which:
-            self.which = which
-            self.segments.rows[:] = which.ravel()
-        return np.array(rows, dtype=self.dtype)
-
-
-class Loose:
-    """A parameter that takes its step by torch operations: half precision, a transposed view."""
-
-    def __init__(self, rule: Rule, member: Member, shares_memory: bool) -> None:
-        self.rule = rule
-        self.shares_memory = shares_memory  # with another, so that one has to come after the other
-        self.p, self.group, self.state, self.owner = member
-
-    def holds(self) -> bool:
-        """Whether the kernel still could not take it.
-
-        Raises:
-            TypeError: for a sparse or complex gradient.
-        """
-        _refuse(self.p, self.owner)
-        return self.shares_memory or not _fits(self.rule, self.p, self.state)
-
-    def update(self, groups: Sequence[Group]) -> None:
-        """One step, if it has a gradient."""
-        if self.p.grad is not None:
-            row = self._row(groups)
-            tensors.step(self.rule, self.p, self.p.grad, self._states(), row)
-            self.state["step"] += 1
-
-    def shift(self, groups: Sequence[Group]) -> None:
-        """Move the parameter to where the next step takes the gradient."""
-        tensors.shift(self.rule, self.p, self._states(), self._row(groups))
-
-    def _states(self) -> list[Tensor]:
-        return [self.state[name] for name in self.rule.state]
-
-    def _row(self, groups: Sequence[Group]) -> Row:
-        return self.rule.row(groups[self.group], int(self.state["step"]) + 1)
+# Elements of matrices that are stacked at most; beyond, copying them costs more than it saves.
+_STACK = 1 << 20
 
 
 class Plan:
@@ -142,36 +33,52 @@ class Plan:
             TypeError: for a sparse or complex parameter or gradient.
         """
         groups = optimizer.param_groups
-        self.rules = [optimizer.rule_of(group).resolve(group) for group in groups]
+        self.rules = [optimizer.rule.resolve(group) for group in groups]
+        self.options = [_options(group) for group in groups]
         self.parameters = [Items(group["params"]) for group in groups]
         waiting: list[Tensor] = []
-        kinds: dict[tuple[Rule, torch.dtype], list[Member]] = {}
-        self.loose: list[Loose] = []
-        for index, (group, rule) in enumerate(zip(groups, self.rules, strict=True)):
+        kinds: dict[tuple[Rule, torch.dtype, Storage], list[Member]] = {}
+        stacks: dict[Any, list[Member]] = {}
+        self.batches: list[Batch] = []
+        self.others: list[Loose | Stack] = []
+        for index, group in enumerate(groups):
             for place, p in enumerate(group["params"]):
                 owner = f"{type(optimizer).__name__}, parameter group {index}, parameter {place}"
-                _refuse(p, owner)
+                refuse(p, owner)
+                rule = optimizer.rule.resolve(group, tuple(p.shape))
                 if p.grad is None and not _started(optimizer.state.get(p), rule):
                     waiting.append(p)
                     continue
+                stored = storage(rule, p.dtype, group)
                 member = p, index, optimizer.start_state(p, group), owner
-                if _fits(rule, p, member[2]):
-                    kinds.setdefault((rule, p.dtype), []).append(member)
+                if rule.whole:
+                    key = rule, p.shape, p.dtype, p.device, stored
+                    stacks.setdefault(key, []).append(member)
+                elif fits(rule, stored, p, member[2]):
+                    kinds.setdefault((rule, p.dtype, stored), []).append(member)
                 else:
-                    self.loose.append(Loose(rule, member, shares_memory=False))
-        self.batches: list[Batch] = []
-        for (rule, _), members in kinds.items():
+                    self.others.append(Loose(rule, stored, member, len(self.others)))
+        for (rule, _, stored), members in kinds.items():
             apart = _overlap([p for p, *_ in members])
             together = [m for m, other in zip(members, apart, strict=True) if not other]
-            self.loose += [
-                Loose(rule, m, shares_memory=True)
-                for m, other in zip(members, apart, strict=True)
+            self.others += [
+                Loose(rule, stored, m, k, shares_memory=True)
+                for k, (m, other) in enumerate(zip(members, apart, strict=True))
                 if other
             ]
             if together:
-                self.batches.append(Batch(rule, together))
+                self.batches.append(Batch(rule, stored, together, len(self.batches)))
+        for key, members in stacks.items():
+            size = max(1, _STACK // max(1, members[0][0].numel()))
+            for i in range(0, len(members), size):
+                self.others.append(Stack(key[0], key[-1], members[i : i + size]))
         self.waiting = addresses.Waiting(waiting) if waiting else None
         self.state = Values(optimizer.state)
+
+    @property
+    def parts(self) -> list[Part]:
+        """All of them."""
+        return [*self.batches, *self.others]
 
     def holds(self, optimizer: "RuleOptimizer") -> bool:
         """Whether groups, rules and state are still the objects that the plan was made for."""
@@ -180,8 +87,12 @@ class Plan:
             self.state.hold(optimizer.state)
             and len(groups) == len(self.rules)
             and all(
-                optimizer.rule_of(group).resolve(group) is rule and parameters.hold(group["params"])
-                for group, rule, parameters in zip(groups, self.rules, self.parameters, strict=True)
+                optimizer.rule.resolve(group) is rule
+                and _options(group) == options
+                and parameters.hold(group["params"])
+                for group, rule, options, parameters in zip(
+                    groups, self.rules, self.options, self.parameters, strict=True
+                )
             )
             and all(batch.entries.hold() for batch in self.batches)
         )
@@ -195,58 +106,58 @@ class Plan:
         return (
             not (self.waiting is not None and self.waiting.over())
             and all(batch.locate() for batch in self.batches)
-            and all(loose.holds() for loose in self.loose)
+            and all(other.locate() for other in self.others)
         )
 
     def update(self, groups: Sequence[Group]) -> None:
         """One step of every parameter that has a gradient; addresses were read just before."""
-        for batch in self.batches:
-            batch.update(groups)
-        for loose in self.loose:
-            loose.update(groups)
+        parts = self.parts
+        for part in parts:
+            part.begin(groups)
+        factors = _factors(groups, parts)
+        totals: Mapping[Rule, Sums] = _totals(parts)
+        for part in parts:
+            part.finish(groups, factors, totals.get(part.rule, ()))
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Move the parameters to where their rules take the gradient, where that is elsewhere."""
-        for batch in self.batches:
-            if batch.rule.point is not None:
-                batch.shift(groups)
-        for loose in self.loose:
-            if loose.rule.point is not None:
-                loose.shift(groups)
+        for part in self.parts:
+            if part.rule.point is not None:
+                part.shift(groups)
+
+
+def _options(group: Group) -> tuple[Any, ...]:
+    return group.get("state"), group.get("stochastic_rounding"), group.get("clear_grad")
+
+
+def _factors(groups: Sequence[Group], parts: Sequence[Part]) -> dict[int, float]:
+    """By what to multiply the gradients of each group that bounds their norm, by its `id`."""
+    bounded = [group for group in groups if group["clip_norm"] is not None]
+    if not bounded:
+        return {}
+    norm = np.sqrt(sum(part.squares() for part in parts))
+    # As torch.nn.utils.clip_grad_norm_ has it; a norm of NaN makes all gradients NaN.
+    return {
+        id(group): float(np.minimum(float(group["clip_norm"]) / (norm + 1e-6), 1.0))
+        for group in bounded
+    }
+
+
+def _totals(parts: Sequence[Part]) -> dict[Rule, Sums]:
+    """Sums of joint rules over all their parts."""
+    found: dict[Rule, Sums] = {}
+    for part in parts:
+        if part.rule.joint:
+            sums = part.sums()
+            before = found.get(part.rule)
+            if sums:
+                pairs = zip(before or (0.0,) * len(sums), sums, strict=True)
+                found[part.rule] = tuple(a + b for a, b in pairs)
+    return found
 
 
 def _started(state: dict[str, Any] | None, rule: Rule) -> bool:
     return state is not None and all(state.get(name) is not None for name in ("step", *rule.state))
-
-
-def _refuse(p: Tensor, owner: str) -> None:
-    for what, t in (("parameter", p), ("gradient", p.grad)):
-        if t is not None and (t.layout != torch.strided or not t.is_floating_point()):
-            raise TypeError(
-                f"{owner}: the {what} is {t.dtype} with layout {t.layout}; "
-                "only dense tensors of real floating point are taken"
-            )
-
-
-def _negative(p: Tensor) -> bool:
-    return p.grad is not None and p.grad.is_neg()
-
-
-def _fits(rule: Rule, p: Tensor, state: dict[str, Any]) -> bool:
-    """Whether the kernel takes a parameter, its gradient and its state as they are now."""
-    needed = [p, *(state[name] for name in rule.state)]
-    return type(p) in (Tensor, Parameter) and all(
-        t.dtype == p.dtype
-        and p.dtype in _NUMPY
-        and t.device.type == "cpu"
-        and t.layout == torch.strided
-        and t.numel() == p.numel()
-        and t.is_contiguous()
-        and not t.is_neg()
-        and not t.is_inference()
-        and (t.numel() == 0 or t.data_ptr() != 0)
-        for t in (needed if p.grad is None else [*needed, p.grad])
-    )
 
 
 def _overlap(parameters: Sequence[Tensor]) -> list[bool]:

@@ -1,91 +1,112 @@
-"""The optimizers' reference page, from the registry: ``python -m thalweg.optim.reference``."""
+"""The optimizers' reference page, from their rules: ``python -m thalweg.optim.reference``."""
 
-import inspect
 from collections.abc import Iterator
 
+from thalweg.optim.base import OPTIONS, meaning
 from thalweg.optim.registry import OPTIMIZERS, Entry
-from thalweg.rules.rule import COMMON
+from thalweg.rules.rule import Rule
 
 __all__ = ["page"]
 
 _INTRODUCTION = """\
 # Optimizers
 
-<!-- Made from the registry: python -m thalweg.optim.reference > docs/optimizers.md -->
+<!-- Made from the rules: python -m thalweg.optim.reference > docs/optimizers.md -->
 
-The classes of `thalweg.optim` are `torch.optim.Optimizer`s with the arguments, defaults, parameter
-groups, hooks and `state_dict` of their namesakes in `torch.optim`; checkpoints of one load in the
-other. Arguments marked * choose a convention that `torch.optim` does not have.
+The classes of `thalweg.optim` are `torch.optim.Optimizer`s. Those that torch.optim has too take
+its arguments, in its order and with its defaults, lead to the same weights, and load its
+checkpoints, as it loads theirs; arguments marked * are choices that torch.optim does not have. The
+others take the arguments of their authors' code.
 
-One kernel takes the step of all dense, contiguous float32 and float64 parameters on the CPU in one
-call; anything else that is dense and real (half precision, transposed views, other devices) takes
-its step by torch operations. A sparse or complex gradient is an error that names the parameter.
-`foreach` and `fused` are accepted and have no effect, for there is one kernel; `capturable=True`
-and `differentiable=True` are errors.
+One kernel takes the step of all dense, contiguous parameters on the CPU in one call, in float32 or
+float64, and bfloat16 and float16 computed in float32; any other dense tensor (transposed views,
+other devices) and rules of whole matrices take theirs by torch operations. A sparse or complex
+parameter or gradient is an error that names it.
 
 Symbols: x parameter, g gradient, t step from 1, `lr` learning rate, mu momentum; products and roots
-elementwise.
+elementwise, ‖ ‖ the Euclidean norm.
+"""
+
+_COMMON = """\
+## What all of them take
+
+| argument | default | range | |
+|---|---|---|---|
 """
 
 
 def page() -> str:
     """The whole page, in Markdown."""
-    return "\n".join([_INTRODUCTION, *(line for row in OPTIMIZERS.values() for line in _part(row))])
+    common = [_line(OPTIMIZERS["sgd"].rule, name, "") for name in _shared()]
+    parts = [line for row in OPTIMIZERS.values() for line in _part(row)]
+    return "\n".join([_INTRODUCTION, _COMMON + "\n".join(common), "", *_overview(), *parts])
+
+
+def _shared() -> list[str]:
+    """Arguments that mean the same for all."""
+    return [
+        "weight_decay",
+        "decoupled_weight_decay",
+        "maximize",
+        "clip_value",
+        "clip_norm",
+        "ema_decay",
+        *OPTIONS,
+    ]
+
+
+def _overview() -> Iterator[str]:
+    yield "## All at a glance\n"
+    yield "| optimizer | in a study | bytes of state a parameter | usual learning rates |"
+    yield "|---|---|---|---|"
+    for row in OPTIMIZERS.values():
+        low, high = row.lr_range
+        name = row.constructor.__name__
+        yield (
+            f"| [{name}](#{name.lower()}) | `{row.name}` | {row.bytes_a_parameter({}):.3g} "
+            f"| {low:g} to {high:g} |"
+        )
+    yield "\nBytes are those of float32 parameters, for a matrix of 1024 by 1024.\n"
 
 
 def _part(row: Entry) -> Iterator[str]:
-    yield f"## {row.label}\n"
-    yield f"`thalweg.optim.{row.constructor.__name__}`, in a study `{row.name}`\n"
-    yield f"```text\n{row.formula}\n```\n"
-    yield f"{row.paper}.\n"
-    yield from _arguments(row)
-    if row.conventions:
-        yield "Conventions:\n"
-        yield from (f"- `{option}`: {meaning}." for option, meaning in row.conventions.items())
-        yield ""
-    low, high = row.lr_range
-    yield f"- Usual learning rates: {low:g} to {high:g}, over which a study's rates are spread."
-    yield from _state(row)
-    yield f"- Tested against `torch.optim.{row.oracle.__name__}`: {_tested(row)}\n"
-
-
-def _arguments(row: Entry) -> Iterator[str]:
-    rules = [row.resolved(valid.arguments) for valid in row.valid]
-    known = {h.name: h for rule in rules for h in (*rule.hyper, *COMMON)}
-    theirs = inspect.signature(row.oracle).parameters
-    yield "| argument | default | range |"
-    yield "|---|---|---|"
-    for name, parameter in inspect.signature(row.constructor).parameters.items():
-        if name != "params":
-            star = "" if name in theirs else " *"
-            limits = known[name].range if name in known else ""
-            yield f"| `{name}`{star} | `{parameter.default}` | {limits} |"
+    rule = row.rule
+    yield f"## {row.constructor.__name__}\n"
+    yield f"{(row.constructor.__doc__ or '').splitlines()[0]}\n"
+    yield f"```text\n{rule.formula}\n```\n"
+    yield f"{rule.paper}.\n"
+    yield f"- Helps: {rule.helps}"
+    yield f"- Fails: {rule.fails}\n"
+    yield "| argument | default | range | |"
+    yield "|---|---|---|---|"
+    theirs = row.constructor.torchs_arguments
+    shared = set(_shared())
+    for name in list(row.constructor.signature().parameters)[1:]:
+        if name not in shared or name in {h.name for h in rule.hyper} or name in theirs:
+            yield _line(rule, name, "" if not theirs or name in theirs else " *")
     yield ""
+    yield from _state(row)
+
+
+def _line(rule: Rule, name: str, star: str) -> str:
+    known = {**rule.every_hyper, **OPTIONS}
+    limits = known[name].range if name in known else ""
+    default = known[name].default if name in known else None
+    return f"| `{name}`{star} | `{default}` | {limits} | {meaning(rule, name)} |"
 
 
 def _state(row: Entry) -> Iterator[str]:
-    kept: dict[tuple[str, ...], list[str]] = {}
-    for valid in row.valid:
-        arguments = ", ".join(f"{k}={v}" for k, v in valid.arguments.items() if k != "lr")
-        kept.setdefault(row.state(valid.arguments), []).append(arguments or "defaults")
-        if row.needs_closure(valid.arguments):
-            yield f"- With {arguments} `step` needs a closure."
-    for state, ways in kept.items():
-        names = ", ".join(f"`{name}`" for name in state) or "none"
-        when = "" if len(kept) == 1 else f" (as with {min(ways, key=len)})"
-        yield f"- State: {names}; {4 * len(state)} bytes per float32 parameter{when}."
-
-
-def _tested(row: Entry) -> str:
-    direct = sum(valid.oracle is not None for valid in row.valid)
-    tolerance = row.tolerance
-    text = (
-        f"{direct} sets of arguments, weights after 100 steps of a network equal within "
-        f"{tolerance.float32:g} (float32) and {tolerance.float64:g} (float64) of each tensor's "
-        f"norm; {tolerance.reason}."
-    )
-    alone = dict.fromkeys(valid.reason for valid in row.valid if valid.reason)
-    return text + (f" Against the formula alone where {'; '.join(alone)}." if alone else "")
+    matrix, vector = (row.resolved({}, shape) for shape in ((1024, 1024), (1024,)))
+    names = ", ".join(f"`{name}`" for name in (*matrix.state, *matrix.scalars)) or "none"
+    yield f"- State: {names}; {row.bytes_a_parameter({}):.3g} bytes a float32 parameter."
+    if matrix.moments:
+        halves = row.bytes_a_parameter({"state": "bfloat16"})
+        eighths = row.bytes_a_parameter({"state": "8bit"})
+        yield f'- With `state="bfloat16"` {halves:.3g}, with `state="8bit"` {eighths:.3g} bytes.'
+    if vector.state != matrix.state:
+        others = ", ".join(f"`{name}`" for name in vector.state)
+        yield f"- State of vectors: {others}."
+    yield ""
 
 
 if __name__ == "__main__":

@@ -191,6 +191,7 @@ def train(
         seconds[present[alive]] += shared / alive.sum()
         if limit is None:
             limit = BLOW_UP * np.maximum(np.abs(np.nan_to_num(seen[0])), 1.0)
+        moved = updates.to_answers()
         scores = _evaluate(passes, parameters, constants, validation)
         bad = ~np.isfinite(seen) | (np.abs(seen) > limit)
         first = np.where(bad.any(0), bad.argmax(0) + 1, 0)
@@ -201,6 +202,7 @@ def train(
         last = step == budget.steps
         nothing = np.full(len(present), np.nan)
         tested = _evaluate(passes, parameters, constants, test) if last else (nothing, nothing)
+        updates.return_from(moved)
         evaluation = Evaluation(
             step,
             epoch,

@@ -14,6 +14,7 @@ from thalweg.kernels import cpu, tensors
 from thalweg.kernels.tape import Update
 from thalweg.replicas.taped import TrainingTape
 from thalweg.rules import Rule
+from thalweg.rules.rule import HEAD
 
 __all__ = ["Replica", "Updates"]
 
@@ -46,18 +47,24 @@ class Updates:
     def __init__(self, replicas: Sequence[Replica], parameters: Sequence[Tensor]) -> None:
         """States for ``parameters``, each ``(replicas, *shape)`` and contiguous."""
         self._parameters = list(parameters)
-        by_rule: dict[Rule, list[int]] = {}
+        shapes = [tuple(p.shape[1:]) for p in parameters]
+        by_rule: dict[Rule, dict[int, list[int]]] = {}  # members, and their parameters
         for i, replica in enumerate(replicas):
-            by_rule.setdefault(replica.rule.resolve(replica.hyper), []).append(i)
+            for k, shape in enumerate(shapes):
+                rule = replica.rule.resolve(replica.hyper, shape)
+                by_rule.setdefault(rule, {}).setdefault(i, []).append(k)
         on_cpu = all(p.device.type == "cpu" for p in parameters) and all(
             p.dtype in (torch.float32, torch.float64) for p in parameters
         )
-        same = len({p.dtype for p in parameters}) == 1
-        group = _KernelGroup if on_cpu and same else _TensorGroup
-        self._groups = [
-            group(rule, members, [replicas[i].hyper for i in members], self._parameters)
-            for rule, members in by_rule.items()
-        ]
+        same = on_cpu and len({p.dtype for p in parameters}) == 1
+        self._groups: list[_Group] = []
+        for rule, members in by_rule.items():
+            group = _KernelGroup if same and not rule.whole else _TensorGroup
+            hypers = [replicas[i].hyper for i in members]
+            # All that follow a rule do so with parameters of the same shapes.
+            places = next(iter(members.values()))
+            self._groups.append(group(rule, list(members), hypers, self._parameters, places))
+        self._norms = [r.hyper["clip_norm"] for r in replicas]
         self.seconds = np.zeros(len(replicas))
 
     def look_ahead(self) -> list[tuple["_Group", list[Tensor]]]:
@@ -68,8 +75,16 @@ class Updates:
         """
         return [(g, g.look_ahead()) for g in self._groups if g.rule.point is not None]
 
+    def to_answers(self) -> list[tuple["_Group", list[Tensor]]]:
+        """Put the weights to evaluate in place of those that are trained, where they differ.
+
+        Returns:
+            What `return_from` needs to put them back.
+        """
+        return [(g, g.to_answers()) for g in self._groups if g.rule.answer is not None]
+
     def return_from(self, moved: list[tuple["_Group", list[Tensor]]]) -> None:
-        """Undo `look_ahead`, exactly."""
+        """Undo `look_ahead` or `to_answers`, exactly."""
         for group, saved in moved:
             group.restore(saved)
 
@@ -80,17 +95,31 @@ class Updates:
             gradients: one per parameter, ``(replicas, *shape)``.
         """
         gradients = [g.contiguous() for g in gradients]
-        addresses = np.array([g.data_ptr() for g in gradients])
+        factors = self._factors(gradients)
         for group in self._groups:
             if len(group.alive):
                 start = perf_counter()
-                group.step(gradients, addresses)
+                group.step([gradients[k] for k in group.places], factors)
                 self.seconds[group.alive] += (perf_counter() - start) / len(group.alive)
+
+    def _factors(self, gradients: Sequence[Tensor]) -> NDArray[np.float64]:
+        """By what to multiply the gradients of each replica that bounds their norm."""
+        factors = np.ones(len(self._norms))
+        if any(bound is not None for bound in self._norms):
+            each = [g.flatten(1).double().square().sum(1).cpu().numpy() for g in gradients]
+            squares = np.sum(each, axis=0)
+            for i, bound in enumerate(self._norms):
+                if bound is not None:
+                    factors[i] = np.minimum(bound / (np.sqrt(squares[i]) + 1e-6), 1.0)
+        return factors
 
     @property
     def taped(self) -> bool:
-        """Whether `train` can take the steps: no rule takes its gradient elsewhere."""
-        return all(isinstance(g, _KernelGroup) and g.rule.point is None for g in self._groups)
+        """Whether `train` can take the steps: all that a rule needs is its own element."""
+        return all(
+            isinstance(g, _KernelGroup) and g.rule.point is None and g.rule.terms is None
+            for g in self._groups
+        ) and all(bound is None for bound in self._norms)
 
     def train(
         self, tape: TrainingTape, data: tuple[Tensor, Tensor], order: Tensor, losses: Tensor
@@ -131,60 +160,89 @@ class Updates:
             parameters: the new stacks, ``(len(keep), *shape)``.
         """
         self._parameters[:] = parameters
+        self._norms = [self._norms[i] for i in keep]
         place = {old: new for new, old in enumerate(keep)}
         for group in self._groups:
-            group.compact(place)
+            group.compact(place, self._parameters)
         self._groups = [group for group in self._groups if group.members]
         self.seconds = np.zeros(len(keep))
 
 
 class _Group:
-    """Replicas that share a resolved rule."""
+    """Replicas that share a resolved rule, with those of their parameters that follow it."""
 
     def __init__(
         self,
         rule: Rule,
         members: list[int],
         hypers: list[Mapping[str, Any]],
-        parameters: list[Tensor],
+        parameters: Sequence[Tensor],
+        places: list[int],
     ) -> None:
         self.rule = rule
         self.members = members
+        self.places = places
         self.alive = np.asarray(members)
         self._hypers = hypers
-        self._parameters = parameters
+        self._parameters = [parameters[k] for k in places]
         self._count = 0
-        self._settles = max(rule.settles(h) for h in hypers)
+        self._settles = max(rule.settles(h) for h in hypers) if not rule.scalars else np.inf
         self._rows = np.zeros((len(members), 0))
-        starts = np.array([rule.start(h) for h in hypers]).reshape(len(members), -1)
+        self._scalars = [rule.start_scalars(h) for h in hypers]
+        starts = [rule.start(h) for h in hypers]
         # One tensor per parameter and state, (members, *shape).
         self._states = [
             [
-                torch.as_tensor(starts[:, s], dtype=p.dtype, device=p.device)
-                .reshape(-1, *[1] * (p.ndim - 1))
-                .expand(-1, *p.shape[1:])
-                .contiguous()
-                for s in range(len(rule.state))
+                self._start(p, name, [start[s] for start in starts])
+                for s, name in enumerate(rule.state)
             ]
-            for p in parameters
+            for p in self._parameters
         ]
+
+    def _start(self, p: Tensor, name: str, values: list[float | None]) -> Tensor:
+        if values[0] is None:
+            return p[self.members].clone()
+        shape = tuple(p.shape[1:])
+        shape = self.rule.shapes[name](shape) if name in self.rule.shapes else shape
+        first = torch.tensor(values, dtype=p.dtype, device=p.device)
+        return first.reshape(-1, *[1] * len(shape)).expand(-1, *shape).contiguous()
 
     def _next_rows(self) -> bool:
         """Advance the step count; whether the coefficients changed with it."""
         self._count += 1
         if self._count > self._settles:
             return False
-        self._rows = np.array([self.rule.row(h, self._count) for h in self._hypers])
+        self._rows = self._rows_of(self._count)
         return True
 
-    def _rows_ahead(self) -> Any:
-        """Coefficients of the step to come."""
-        return np.array([self.rule.row(h, self._count + 1) for h in self._hypers])
+    def _rows_of(self, count: int) -> Any:
+        pairs = zip(self._hypers, self._scalars, strict=True)
+        return np.array([self.rule.row(h, count, scalars) for h, scalars in pairs])
+
+    def _go_on(self, sums: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Further coefficients of every member from its sums; its scalars go on."""
+        found = [
+            self.rule.go_on(h, self._count, s, scalars)
+            for h, s, scalars in zip(self._hypers, sums, self._scalars, strict=True)
+        ]
+        self._scalars = [tuple(float(x) for x in scalars) for _, scalars in found]
+        return [extra for extra, _ in found]
 
     def look_ahead(self) -> list[Tensor]:
-        saved = [p[self.members] for p in self._parameters]
+        saved = self._save()
         self._shift()
         return saved
+
+    def to_answers(self) -> list[Tensor]:
+        saved = self._save()
+        assert self.rule.answer is not None
+        for p, states in zip(self._parameters, self._states, strict=True):
+            for i, (member, hyper) in enumerate(zip(self.members, self._hypers, strict=True)):
+                p[member] = self.rule.answer(p[member], *(s[i] for s in states), hyper)
+        return saved
+
+    def _save(self) -> list[Tensor]:
+        return [p[self.members] for p in self._parameters]
 
     def restore(self, saved: list[Tensor]) -> None:
         for p, s in zip(self._parameters, saved, strict=True):
@@ -193,15 +251,17 @@ class _Group:
     def drop(self, replicas: set[int]) -> None:
         self.alive = np.array([m for m in self.alive if m not in replicas], dtype=np.int64)
 
-    def compact(self, place: Mapping[int, int]) -> None:
+    def compact(self, place: Mapping[int, int], parameters: Sequence[Tensor]) -> None:
         kept = [i for i, m in enumerate(self.members) if m in place]
         self.members = [place[self.members[i]] for i in kept]
         self.alive = np.asarray(self.members, dtype=np.int64)
+        self._parameters = [parameters[k] for k in self.places]
         self._hypers = [self._hypers[i] for i in kept]
+        self._scalars = [self._scalars[i] for i in kept]
         self._rows = self._rows[kept]
         self._states = [[s[kept].contiguous() for s in states] for states in self._states]
 
-    def step(self, gradients: list[Tensor], addresses: NDArray[np.int64]) -> None:
+    def step(self, gradients: list[Tensor], factors: NDArray[np.float64]) -> None:
         raise NotImplementedError
 
     def _shift(self) -> None:
@@ -216,11 +276,13 @@ class _KernelGroup(_Group):
         rule: Rule,
         members: list[int],
         hypers: list[Mapping[str, Any]],
-        parameters: list[Tensor],
+        parameters: Sequence[Tensor],
+        places: list[int],
     ) -> None:
-        super().__init__(rule, members, hypers, parameters)
+        super().__init__(rule, members, hypers, parameters, places)
         self._dtype = np.dtype(str(parameters[0].dtype).removeprefix("torch."))
         self._coefficients = np.zeros((len(members), 0), dtype=self._dtype)
+        self._bounded = any(h["clip_value"] is not None for h in hypers)
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -234,6 +296,7 @@ class _KernelGroup(_Group):
             np.repeat(rows, len(lengths)).tolist(),
             len(self.rule.state),
         )
+        self._which = segments.rows.copy()
         self._offsets = self.alive[:, None] * size
         base = np.array([p.data_ptr() for p in self._parameters])
         segments.parameters[:] = (base + self._offsets).ravel()
@@ -248,16 +311,47 @@ class _KernelGroup(_Group):
         if len(self.alive) < before:
             self._lay_out()
 
-    def compact(self, place: Mapping[int, int]) -> None:
-        super().compact(place)
+    def compact(self, place: Mapping[int, int], parameters: Sequence[Tensor]) -> None:
+        super().compact(place, parameters)
         self._coefficients = self._rows.astype(self._dtype)
         self._lay_out()
 
-    def step(self, gradients: list[Tensor], addresses: NDArray[np.int64]) -> None:
-        if self._next_rows():
-            self._coefficients = self._rows.astype(self._dtype)
+    def step(self, gradients: list[Tensor], factors: NDArray[np.float64]) -> None:
+        changed = self._next_rows()
+        addresses = np.array([g.data_ptr() for g in gradients])
         self._segments.gradients[:] = (addresses + self._offsets).ravel()
-        cpu.run(self.rule, self._segments, self._coefficients)
+        bounds = factors[self.members]
+        if changed or (bounds != 1.0).any() or self._coefficients.shape != self._rows.shape:
+            rows = self._rows.copy()
+            rows[:, 0] *= bounds
+            self._coefficients = rows.astype(self._dtype)
+        if self.rule.advance is None:
+            cpu.run(self.rule, self._segments, self._coefficients, self._bounded)
+            return
+        every = self._with_extra()
+        cpu.run(self.rule, self._segments, every.astype(self._dtype), self._bounded)
+        self._segments.rows[:] = self._which
+
+    def _with_extra(self) -> NDArray[np.float64]:
+        """Coefficients with what follows from the sums: a row a member, or one a segment."""
+        rule, members = self.rule, len(self.members)
+        if rule.terms is None:
+            return np.concatenate([self._coefficients, self._go_on([()] * members)], axis=1)
+        self._segments.rows[:] = self._which
+        sums = cpu.measure(rule, self._segments, self._coefficients, self._bounded)
+        # (members, parameters, terms); those who left have none.
+        by_member = np.zeros((members, len(self.places), sums.shape[1]))
+        by_member[np.isin(self.members, self.alive)] = sums.reshape(
+            len(self.alive), len(self.places), -1
+        )
+        if rule.joint:
+            extra = self._go_on([tuple(s.sum(0).tolist()) for s in by_member])
+            return np.concatenate([self._coefficients, np.array(extra).reshape(members, -1)], 1)
+        extra = self._go_on([tuple(s.T) for s in by_member])
+        by_segment = np.stack([np.stack(e, axis=1) for e in extra])  # (members, parameters, n)
+        living = by_segment[np.isin(self.members, self.alive)].reshape(len(self._which), -1)
+        self._segments.rows[:] = np.arange(len(self._which))
+        return np.concatenate([self._coefficients[self._which], living], axis=1)
 
     def update_on_tape(self, steps: int, gradients: list[int]) -> Update:
         """The next steps of the living members, whose gradients are at these addresses."""
@@ -266,25 +360,30 @@ class _KernelGroup(_Group):
         for _ in range(steps):
             if self._next_rows() or not rows:
                 rows.append(self._rows[living])
+            if self.rule.advance is not None:
+                self._go_on([()] * len(self.members))
         self._coefficients = self._rows.astype(self._dtype)
-        lines = np.empty((len(self.alive), len(gradients), 2 + len(self.rule.state)), np.int64)
+        mine = [gradients[k] for k in self.places]
+        lines = np.empty((len(self.alive), len(mine), 2 + len(self.rule.state)), np.int64)
         table = self._segments
         lines[..., 0] = table.parameters.reshape(len(self.alive), -1)
-        lines[..., 1] = gradients
+        lines[..., 1] = mine
         lines[..., 2:] = table.states.reshape(*lines.shape[:2], -1)
+        coefficients = self._rows.shape[1] - HEAD
         return Update(
-            cpu.step_function(self.rule.update, len(self.rule.state), self._rows.shape[1] - 3),
+            cpu.step_function(self.rule.update, len(self.rule.state), coefficients, self._bounded),
             lines,
             np.array([p[0].numel() for p in self._parameters], dtype=np.int64),
             np.array(rows, dtype=np.float32),
         )
 
     def _shift(self) -> None:
-        cpu.shift(self.rule, self._segments, self._rows_ahead().astype(self._dtype))
+        rows = self._rows_of(self._count + 1).astype(self._dtype)
+        cpu.shift(self.rule, self._segments, rows)
 
 
 class _TensorGroup(_Group):
-    """The same with torch operations, for devices that the CPU kernel cannot reach."""
+    """The same with torch operations: for other devices, and for rules of whole matrices."""
 
     def _broadcast(self, rows: Any, like: Tensor) -> tuple[Any, ...]:
         shape = (-1, *[1] * (like.ndim - 1))
@@ -292,16 +391,33 @@ class _TensorGroup(_Group):
             torch.as_tensor(c, dtype=like.dtype, device=like.device).reshape(shape) for c in rows.T
         )
 
-    def step(self, gradients: list[Tensor], addresses: NDArray[np.int64]) -> None:
+    def step(self, gradients: list[Tensor], factors: NDArray[np.float64]) -> None:
         self._next_rows()
-        for p, g, states in zip(self._parameters, gradients, self._states, strict=True):
-            mine = p[self.members]
-            row = self._broadcast(self._rows, p)
-            tensors.step(self.rule, mine, g[self.members], states, row)
+        rows = self._rows.copy()
+        rows[:, 0] *= factors[self.members]
+        given = [
+            (p[self.members], g[self.members], states, self._broadcast(rows, p))
+            for p, g, states in zip(self._parameters, gradients, self._states, strict=True)
+        ]
+        sums: list[Any] = [()] * len(given)
+        if self.rule.terms is not None:
+            sums = [torch.stack(tensors.measure(self.rule, *args, lead=1), 1) for args in given]
+            if self.rule.joint:
+                sums = [sum(sums)] * len(given)
+        extras: list[Any] = [()] * len(given)
+        if self.rule.advance is not None:
+            before = self._scalars
+            for k, found in enumerate(sums):
+                self._scalars = before
+                each = [tuple(s.tolist()) for s in found] or [()] * len(self.members)
+                extras[k] = self._broadcast(np.array(self._go_on(each)), given[k][0])
+        for p, (mine, g, states, row), extra in zip(self._parameters, given, extras, strict=True):
+            tensors.step(self.rule, mine, g, states, row, extra)
             p[self.members] = mine
 
     def _shift(self) -> None:
+        rows = self._rows_of(self._count + 1)
         for p, states in zip(self._parameters, self._states, strict=True):
             mine = p[self.members]
-            tensors.shift(self.rule, mine, states, self._broadcast(self._rows_ahead(), p))
+            tensors.shift(self.rule, mine, states, self._broadcast(rows, p))
             p[self.members] = mine

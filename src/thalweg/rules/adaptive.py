@@ -1,4 +1,4 @@
-"""Rules that divide by a running size of the gradient: AdaGrad, RMSProp, AdaDelta, Adam.
+"""Rules that scale each entry by a running size of its gradient: AdaGrad, RMSProp, AdaDelta, Rprop.
 
 Where ``eps`` sits is a matter of coefficients, never of a second body: every root here is
 ``sqrt(second_moment + inside) + outside``.
@@ -7,14 +7,13 @@ Where ``eps`` sits is a matter of coefficients, never of a second body: every ro
 from dataclasses import replace
 from typing import Any
 
-from thalweg.rules.maths import maximum, sqrt
+from thalweg.rules.hyper import eps, lr, unit
+from thalweg.rules.maths import maximum, minimum, sign, sqrt, where
 from thalweg.rules.rule import Flag, Hyper, Number, Row, Rule
 
-__all__ = ["ADADELTA", "ADAGRAD", "ADAM", "RMSPROP"]
+__all__ = ["ADADELTA", "ADAGRAD", "RMSPROP", "RPROP"]
 
-
-def _unit(name: str, default: float) -> Number:
-    return Number(name, default, low=0.0, high=1.0, high_open=True)
+_EPS_IN_SQRT = "divide by sqrt(r + eps): "
 
 
 def _eps_places(hyper: Hyper) -> tuple[float, float]:
@@ -27,7 +26,7 @@ def _initial_accumulator(hyper: Hyper) -> float:
 
 
 def _adagrad_coefficients(hyper: Hyper, step: int) -> Row:
-    lr = float(hyper["lr"]) / (1.0 + (step - 1) * hyper["lr_decay"])
+    lr = hyper["lr"] / (1.0 + (step - 1) * hyper["lr_decay"])
     return lr, 1.0, 1.0, *_eps_places(hyper)
 
 
@@ -38,27 +37,37 @@ def _root_of_squares(
     return p - lr * g / (sqrt(r + inside) + outside), r
 
 
-# Duchi, Hazan and Singer (2011), JMLR 12, figure 1 (diagonal):
-#   r <- r + g^2;  x <- x - lr / (1 + (t - 1) lr_decay) g / (sqrt(r) + eps)
 ADAGRAD = Rule(
     "AdaGrad",
     (
-        Number("lr", 1e-2, low=0.0),
-        Number("lr_decay", 0.0, low=0.0),
-        Number("eps", 1e-10, low=0.0),
-        Number("initial_accumulator_value", 0.0, low=0.0),
-        Flag("eps_in_sqrt"),
+        lr(1e-2),
+        Number("lr_decay", 0.0, low=0.0, meaning="lr is divided by 1 + (t - 1) lr_decay"),
+        Number(
+            "initial_accumulator_value",
+            0.0,
+            low=0.0,
+            meaning="where r starts; 0.1 in TensorFlow, Keras and optax",
+        ),
+        eps(1e-10),
+        Flag("eps_in_sqrt", meaning=_EPS_IN_SQRT + "TensorFlow, Keras, optax"),
     ),
     ("sum",),
     _adagrad_coefficients,
     _root_of_squares,
     initial={"sum": _initial_accumulator},
     settles=lambda hyper: float("inf") if hyper["lr_decay"] else 1,
+    moments={"sum": False},
+    paper="Duchi, Hazan and Singer (2011), Adaptive subgradient methods for online learning and "
+    "stochastic optimization, JMLR 12, figure 1 (diagonal)",
+    formula="r <- r + g²;  x <- x - lr / (1 + (t - 1) lr_decay) g / (sqrt(r) + eps)",
+    helps="Sparse features: rare ones keep a large step. Convex problems.",
+    fails="Long training: r only grows, and the steps die out.",
+    lr_range=(1e-3, 1e0),
 )
 
 
 def _rmsprop_coefficients(hyper: Hyper, step: int) -> Row:
-    lr, alpha = float(hyper["lr"]), hyper["alpha"]
+    lr, alpha = hyper["lr"], hyper["alpha"]
     return lr, alpha, 1.0 - alpha, *_eps_places(hyper)
 
 
@@ -126,21 +135,22 @@ def _rmsprop_variant(hyper: Hyper) -> Rule:
     return _RMSPROPS[hyper["momentum"] > 0, hyper["centered"]]
 
 
-# Tieleman and Hinton (2012), lecture 6.5; centered: Graves (2013), arXiv:1308.0850, equations
-# 38 to 41.
-#   r <- alpha r + (1 - alpha) g^2;  x <- x - lr g / (sqrt(r) + eps)
-#   with momentum: v <- mu v + g / (sqrt(r) + eps);  x <- x - lr v
 RMSPROP = Rule(
     "RMSProp",
     (
-        Number("lr", 1e-2, low=0.0),
-        _unit("alpha", 0.99),
-        Number("eps", 1e-8, low=0.0),
-        _unit("momentum", 0.0),
-        Flag("centered"),
-        Number("initial_accumulator_value", 0.0, low=0.0),
-        Flag("eps_in_sqrt"),
-        Flag("lr_in_momentum"),
+        lr(1e-2),
+        unit("alpha", 0.99, "what is kept of r; textbooks' rho, there 0.9"),
+        eps(1e-8),
+        unit("momentum", 0.0, "mu in v <- mu v + g / (sqrt(r) + eps); x <- x - lr v"),
+        Flag("centered", meaning="take the square of the gradient's average from r"),
+        Number(
+            "initial_accumulator_value", 0.0, low=0.0, meaning="where r starts; 1 in TensorFlow"
+        ),
+        Flag("eps_in_sqrt", meaning=_EPS_IN_SQRT + "TensorFlow and several textbooks"),
+        Flag(
+            "lr_in_momentum",
+            meaning="v <- mu v + lr g / (sqrt(r) + eps); x <- x - v: TensorFlow",
+        ),
     ),
     ("square_avg",),
     _rmsprop_coefficients,
@@ -148,6 +158,15 @@ RMSPROP = Rule(
     initial={"square_avg": _initial_accumulator},
     variant=_rmsprop_variant,
     settles=lambda hyper: 1,
+    # Centered, the difference of two nearly equal numbers stands under the root: no moments then.
+    moments={"square_avg": False},
+    paper="Tieleman and Hinton (2012), Neural networks for machine learning, lecture 6.5; "
+    "centered: Graves (2013), arXiv:1308.0850, equations 38 to 41",
+    formula="r <- alpha r + (1 - alpha) g²;  x <- x - lr g / (sqrt(r) + eps)",
+    helps="Recurrent networks and reinforcement learning: gradients whose size changes over time.",
+    fails="Without correction of r's start, 0, the first steps are 1 / sqrt(1 - alpha) times too "
+    "long.",
+    lr_range=(1e-5, 1e-1),
 )
 _RMSPROPS = {
     (False, False): RMSPROP,
@@ -156,20 +175,24 @@ _RMSPROPS = {
         state=("square_avg", "momentum_buffer"),
         coefficients=_rmsprop_momentum_coefficients,
         update=_rmsprop_momentum,
+        moments={"square_avg": False, "momentum_buffer": True},
     ),
-    (False, True): replace(RMSPROP, state=("square_avg", "grad_avg"), update=_rmsprop_centered),
+    (False, True): replace(
+        RMSPROP, state=("square_avg", "grad_avg"), update=_rmsprop_centered, moments={}
+    ),
     (True, True): replace(
         RMSPROP,
         state=("square_avg", "momentum_buffer", "grad_avg"),
         coefficients=_rmsprop_momentum_coefficients,
         update=_rmsprop_centered_momentum,
+        moments={"momentum_buffer": True},
     ),
 }
 
 
 def _adadelta_coefficients(hyper: Hyper, step: int) -> Row:
     rho = hyper["rho"]
-    return float(hyper["lr"]), rho, 1.0 - rho, hyper["eps"]
+    return hyper["lr"], rho, 1.0 - rho, hyper["eps"]
 
 
 def _adadelta(
@@ -180,94 +203,74 @@ def _adadelta(
     return p - lr * u, r, rho * d + gain * u * u
 
 
-# Zeiler (2012), arXiv:1212.5701, algorithm 1; lr is torch's factor, 1 in the paper.
 ADADELTA = Rule(
     "AdaDelta",
-    (Number("lr", 1.0, low=0.0), _unit("rho", 0.9), Number("eps", 1e-6, low=0.0)),
+    (
+        lr(1.0, "factor on the paper's step, which is 1"),
+        unit("rho", 0.9, "what is kept of the averages"),
+        eps(1e-6, "added under both roots"),
+    ),
     ("square_avg", "acc_delta"),
     _adadelta_coefficients,
     _adadelta,
     settles=lambda hyper: 1,
+    moments={"square_avg": False, "acc_delta": False},
+    paper="Zeiler (2012), ADADELTA: an adaptive learning rate method, arXiv:1212.5701, algorithm 1",
+    formula="r <- rho r + (1 - rho) g²;  u = sqrt(d + eps) / sqrt(r + eps) g\n"
+    "x <- x - lr u;  d <- rho d + (1 - rho) u²",
+    helps="Needs no learning rate; the step has the units of x.",
+    fails="Starts slowly, from steps of sqrt(eps).",
+    lr_range=(1e-2, 1e2),
 )
 
 
-def _adam_coefficients(hyper: Hyper, step: int) -> Row:
-    beta1, beta2 = hyper["betas"]
-    correction1 = 1.0 - beta1**step
-    correction2 = 1.0 - beta2**step
-    eps = hyper["eps"] / correction2**0.5 if hyper["eps_hat"] else hyper["eps"]
-    return (
-        beta1,
-        1.0 - beta1,
-        beta2,
-        1.0 - beta2,
-        float(hyper["lr"]) / correction1,
-        1.0 / correction2,
-        hyper["eps_root"],
-        eps,
-    )
+def _rprop_coefficients(hyper: Hyper, step: int) -> Row:
+    return *hyper["etas"], *hyper["step_sizes"]
 
 
-def _adam(
-    p: Any,
-    g: Any,
-    m: Any,
-    s: Any,
-    beta1: Any,
-    gain1: Any,
-    beta2: Any,
-    gain2: Any,
-    rate: Any,
-    unbias2: Any,
-    eps_root: Any,
-    eps: Any,
+def _rprop(
+    p: Any, g: Any, before: Any, size: Any, less: Any, more: Any, least: Any, most: Any
 ) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
-    return p - rate * m / (sqrt(s * unbias2 + eps_root) + eps), m, s
+    product = g * before
+    size = where(product > 0, more * size, where(product < 0, less * size, size))
+    size = minimum(maximum(size, least), most)
+    g = where(product < 0, 0.0, g)
+    return p - sign(g) * size, g, size
 
 
-def _amsgrad(
-    p: Any,
-    g: Any,
-    m: Any,
-    s: Any,
-    largest: Any,
-    beta1: Any,
-    gain1: Any,
-    beta2: Any,
-    gain2: Any,
-    rate: Any,
-    unbias2: Any,
-    eps_root: Any,
-    eps: Any,
-) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
-    largest = maximum(largest, s)
-    return p - rate * m / (sqrt(largest * unbias2 + eps_root) + eps), m, s, largest
+def _rprop_conflict(hyper: Hyper) -> str | None:
+    (less, more), (least, most) = hyper["etas"], hyper["step_sizes"]
+    if not 0.0 < less < 1.0 < more:
+        return f"etas must be a number in (0, 1) and one above 1, got {hyper['etas']!r}"
+    if least > most:
+        return f"step_sizes must be the least and the largest, got {hyper['step_sizes']!r}"
+    return None
 
 
-def _adam_variant(hyper: Hyper) -> Rule:
-    return _AMSGRAD if hyper["amsgrad"] else ADAM
-
-
-# Kingma and Ba (2015), arXiv:1412.6980, algorithm 1; eps_hat is the efficient form that ends
-# section 2. AMSGrad: Reddi, Kale and Kumar (2018), arXiv:1904.09237, algorithm 2, with torch's
-# bias correction.
-ADAM = Rule(
-    "Adam",
+RPROP = Rule(
+    "Rprop",
     (
-        Number("lr", 1e-3, low=0.0),
-        Number("betas", (0.9, 0.999), low=0.0, high=1.0, high_open=True),
-        Number("eps", 1e-8, low=0.0),
-        Number("eps_root", 0.0, low=0.0),
-        Flag("eps_hat"),
-        Flag("amsgrad"),
+        lr(1e-2, "first step of every entry"),
+        Number(
+            "etas",
+            (0.5, 1.2),
+            low=0.0,
+            low_open=True,
+            meaning="factors where the sign of g turns and where it stays",
+        ),
+        Number("step_sizes", (1e-6, 50.0), low=0.0, meaning="least and largest step"),
     ),
-    ("exp_avg", "exp_avg_sq"),
-    _adam_coefficients,
-    _adam,
-    variant=_adam_variant,
+    ("prev", "step_size"),
+    _rprop_coefficients,
+    _rprop,
+    initial={"step_size": lambda hyper: hyper["lr"]},
+    settles=lambda hyper: 1,
+    conflict=_rprop_conflict,
+    paper="Riedmiller and Braun (1993), A direct adaptive method for faster backpropagation "
+    "learning: the RPROP algorithm, IEEE ICNN, section II; without its step back, as torch",
+    formula="s <- s eta+ where g has the sign of the step before, s eta- and g <- 0 where not\n"
+    "x <- x - s sign(g)",
+    helps="Full batches: the size of the gradient does not matter at all.",
+    fails="Mini-batches: noise turns signs, and every turn halves a step.",
+    lr_range=(1e-5, 1e-1),
 )
-_AMSGRAD = replace(ADAM, state=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), update=_amsgrad)

@@ -12,8 +12,8 @@ import numpy as np
 __all__ = ["absolute", "maximum", "minimum", "sign", "sqrt", "where"]
 
 
-def _is_numpy(x: Any) -> bool:
-    return isinstance(x, np.ndarray | np.generic | float | int)
+def _is_numpy(*values: Any) -> bool:
+    return all(isinstance(x, np.ndarray | np.generic | float | int) for x in values)
 
 
 def sqrt(x: Any) -> Any:
@@ -33,12 +33,20 @@ def sign(x: Any) -> Any:
 
 def maximum(x: Any, y: Any) -> Any:
     """The larger of two, elementwise; NaN where either is NaN, as torch and NumPy have it."""
-    return np.maximum(x, y) if _is_numpy(x) else x.maximum(y)
+    if _is_numpy(x, y):
+        return np.maximum(x, y)
+    if _is_numpy(x):
+        return y.clamp(min=x)
+    return x.clamp(min=y) if _is_numpy(y) else x.maximum(y)
 
 
 def minimum(x: Any, y: Any) -> Any:
     """The smaller of two, elementwise; NaN where either is NaN, as torch and NumPy have it."""
-    return np.minimum(x, y) if _is_numpy(x) else x.minimum(y)
+    if _is_numpy(x, y):
+        return np.minimum(x, y)
+    if _is_numpy(x):
+        return y.clamp(max=x)
+    return x.clamp(max=y) if _is_numpy(y) else x.minimum(y)
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:

@@ -13,7 +13,7 @@ from thalweg.replicas import Backend, Programs, probe, step_seconds
 from thalweg.studies.analyse import analyse
 from thalweg.studies.execute import Progress, chunks, execute, replica
 from thalweg.studies.result import StudyResult, TaskSummary
-from thalweg.studies.spec import LearningRates, Run, StudyError, StudySpec, plan, specify
+from thalweg.studies.spec import LearningRates, Optimizer, Run, StudyError, StudySpec, plan, specify
 from thalweg.studies.store import Store
 from thalweg.tasks import Task, load
 
@@ -27,7 +27,7 @@ COMPILE_FROM = 300.0
 
 def study(
     task: str | Task = "digits",
-    optimizers: Iterable[str] | None = None,
+    optimizers: Iterable[Optimizer] | None = None,
     lr: LearningRates | None = None,
     seeds: int | Sequence[int] = 5,
     epochs: int | None = None,
@@ -48,7 +48,7 @@ def study(
 
     Args:
         task: name of a built-in task, or a `thalweg.Task`.
-        optimizers: names in the registry; all by default.
+        optimizers: names in the registry, or rules and classes of one's own; by default `MAIN`.
         lr: learning rates for all optimizers: a list, one number, or "low:high:count" for
             log-spaced ones; or a mapping from optimizer to a list. By default 9 over the usual
             range of each.

@@ -9,12 +9,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from thalweg.optim.registry import OPTIMIZERS
+from thalweg.optim.base import RuleOptimizer
+from thalweg.optim.registry import MAIN, OPTIMIZERS, enter, key
 from thalweg.replicas import Budget
+from thalweg.rules import Rule
 from thalweg.tasks import Task
 
 __all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "plan", "specify"]
 
+Optimizer: TypeAlias = str | Rule | type[RuleOptimizer]
 LearningRates: TypeAlias = str | float | Sequence[float] | Mapping[str, Sequence[float]]
 
 # Raised whenever the same specification would give other numbers than before.
@@ -137,7 +140,7 @@ def plan(spec: StudySpec) -> list[Run]:
 def specify(
     task: Task,
     *,
-    optimizers: Iterable[str] | None = None,
+    optimizers: Iterable[Optimizer] | None = None,
     lr: LearningRates | None = None,
     seeds: int | Sequence[int] = 5,
     epochs: int | None = None,
@@ -210,13 +213,13 @@ def _number(argument: str, value: Any) -> float:
     return number
 
 
-def _optimizers(names: Iterable[str] | None) -> tuple[str, ...]:
-    if isinstance(names, str):
-        names = [part.strip() for part in names.split(",")]
+def _optimizers(asked: Iterable[Optimizer] | None) -> tuple[str, ...]:
+    if isinstance(asked, str):
+        asked = [part.strip() for part in asked.split(",")]
     known = ", ".join(OPTIMIZERS)
-    if names is not None and not isinstance(names, Iterable):
-        raise StudyError("optimizers", f"must be names, got {names!r}; choose from {known}")
-    chosen = tuple(OPTIMIZERS) if names is None else tuple(dict.fromkeys(map(_lower, names)))
+    if asked is not None and not isinstance(asked, Iterable):
+        raise StudyError("optimizers", f"must be names, got {asked!r}; choose from {known}")
+    chosen = MAIN if asked is None else tuple(dict.fromkeys(map(_named, asked)))
     if not chosen:
         raise StudyError("optimizers", f"none given; choose from {known}")
     for name in chosen:
@@ -225,8 +228,14 @@ def _optimizers(names: Iterable[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _lower(name: Any) -> str:
-    return str(name).lower()
+def _named(optimizer: Optimizer) -> str:
+    """Name in the registry, which takes in what is one's own."""
+    if not isinstance(optimizer, Rule | type):
+        return key(optimizer)
+    try:
+        return enter(optimizer).name
+    except ValueError as error:
+        raise StudyError("optimizers", str(error)) from None
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -246,10 +255,10 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 def _rates(optimizer: str, lr: LearningRates | None) -> tuple[float, ...]:
     if isinstance(lr, Mapping):
-        unknown = set(lr) - set(OPTIMIZERS)
+        unknown = {name for name in lr if key(name) not in OPTIMIZERS}
         if unknown:
             raise StudyError("lr", f"there is no optimizer {min(unknown)!r}")
-        lr = lr.get(optimizer)
+        lr = {key(name): rates for name, rates in lr.items()}.get(optimizer)
     if lr is None:
         return _spaced(*OPTIMIZERS[optimizer].lr_range, DEFAULT_RATES)
     if isinstance(lr, str):
