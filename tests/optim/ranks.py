@@ -40,7 +40,7 @@ def _serve(rank, meeting, pipe):
             function, arguments = pipe.recv()
             try:
                 pipe.send((True, function(rank, *arguments)))
-            except Exception:
+            except BaseException:  # such is what pytest.raises raises
                 pipe.send((False, f"rank {rank}: {traceback.format_exc()}"))
     except EOFError:
         distributed.destroy_process_group()
@@ -72,8 +72,7 @@ class Ranks:
                         raise Failed(results[pipe])
             return [results[pipe] for pipe in self._pipes]
         except (EOFError, OSError) as error:
-            self._end(kill=True)
-            codes = [process.exitcode for process in self._processes]
+            codes = self._end(kill=True)
             raise Failed(f"a process ended in the midst of it; exit codes {codes}") from error
         except BaseException:
             self._end(kill=True)
@@ -102,6 +101,8 @@ class Ranks:
             if kill:
                 process.kill()
             process.join()
+        codes = [process.exitcode for process in self._processes]
         if self._folder is not None:
             self._folder.cleanup()
         self._processes, self._pipes, self._folder = [], [], None
+        return codes
