@@ -1,5 +1,6 @@
 """What one step touches; made once, and good until something else than numbers changes."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,42 @@ Member = tuple[Tensor, int, dict[str, Any], str]  # parameter, group, state, nam
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
+class Shards:
+    """The DTensors of a batch: the kernel takes what of them lies in this process.
+
+    That part, a plain tensor that FSDP2 made, has no gradient of its own. It is lent that of the
+    DTensor, which the compiled reading of addresses then finds where it does for any parameter.
+    """
+
+    def __init__(self, rule: Rule, members: Sequence[tuple[Tensor, dict[str, Any]]]) -> None:
+        self._parameters = [(p, _part(p)) for p, _ in members]
+        self._states = [
+            (state[name], _part(state[name])) for _, state in members for name in rule.state
+        ]
+
+    def lend(self) -> bool:
+        """Lend the gradients; False if a DTensor has another part now or a gradient laid out else.
+
+        Autograd is told that the DTensors that have a gradient are about to be written to.
+        """
+        if any(_part(t) is not part for t, part in (*self._parameters, *self._states)):
+            return False
+        written = []
+        for p, part in self._parameters:
+            if p.grad is not None:
+                if not _laid_out_alike(p, p.grad):
+                    return False
+                written.append(p)
+            part.grad = None if p.grad is None else _part(p.grad)
+        torch.autograd.graph.increment_version(written)
+        return True
+
+    def take_back(self) -> None:
+        """Leave the gradients to the DTensors alone, for ``zero_grad`` to free them."""
+        for _, part in self._parameters:
+            part.grad = None
+
+
 class Batch:
     """Parameters of one rule and dtype, which take their step in one kernel call.
 
@@ -41,15 +78,18 @@ class Batch:
         for i, state in enumerate(self.states):
             state["step"] = self.step[i]
         self.entries = Entries(self.states, ("step", *rule.state))
-        states = [[state[name] for state in self.states] for name in rule.state]
-        self.located = addresses.Located(parameters, states, self.counts)
+        sharded = [(p, s) for p, s in zip(parameters, self.states, strict=True) if _is_sharded(p)]
+        self.shards = Shards(rule, sharded) if sharded else None
+        parts = [_part(p) for p in parameters]
+        states = [[_part(state[name]) for state in self.states] for name in rule.state]
+        self.located = addresses.Located(parts, states, self.counts)
         # Imaginary parts of conjugates: contiguous if of one element, and stored with the
         # opposite sign.
-        self.singles = [p for p in parameters if p.numel() == 1]
+        self.singles = [p for p in parts if p.numel() == 1]
         self.groups = sorted(set(groups))
         self.group_rows = np.searchsorted(self.groups, groups)
         self.segments = cpu.Segments.of(
-            [p.numel() for p in parameters], self.group_rows.tolist(), len(rule.state)
+            [p.numel() for p in parts], self.group_rows.tolist(), len(rule.state)
         )
         self.blocks, self.segments.blocks = self.segments.blocks, self.segments.blocks[:0]
         self.which = self.group_rows
@@ -57,6 +97,8 @@ class Batch:
 
     def locate(self) -> bool:
         """Read all addresses; False if a tensor is no longer one that the kernel takes."""
+        if self.shards is not None and not self.shards.lend():
+            return False
         taken, changed, even = self.located.read(self.segments.table)
         if changed:
             present = self.located.present.astype(bool)
@@ -69,12 +111,16 @@ class Batch:
         upcoming = self.located.upcoming
         cpu.run(self.rule, self.segments, self._rows(groups, upcoming))
         self.counts[:] = upcoming
+        if self.shards is not None:
+            self.shards.take_back()
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Move all parameters to where the next step takes the gradient."""
         self.even = False
         every = replace(self.segments, blocks=self.blocks)
         cpu.shift(self.rule, every, self._rows(groups, self.counts + 1))
+        if self.shards is not None:
+            self.shards.take_back()
 
     def _rows(self, groups: Sequence[Group], counts: NDArray[np.float32]) -> NDArray[Any]:
         """Coefficients, one row per group and step count; the table is told which is whose."""
@@ -161,7 +207,7 @@ class Plan:
                     self.loose.append(Loose(rule, member, shares_memory=False))
         self.batches: list[Batch] = []
         for (rule, _), members in kinds.items():
-            apart = _overlap([p for p, *_ in members])
+            apart = _overlap([_part(p) for p, *_ in members])
             together = [m for m, other in zip(members, apart, strict=True) if not other]
             self.loose += [
                 Loose(rule, m, shares_memory=True)
@@ -235,6 +281,16 @@ def _negative(p: Tensor) -> bool:
 def _fits(rule: Rule, p: Tensor, state: dict[str, Any]) -> bool:
     """Whether the kernel takes a parameter, its gradient and its state as they are now."""
     needed = [p, *(state[name] for name in rule.state)]
+    if p.grad is not None:
+        needed.append(p.grad)
+    if _is_sharded(p):
+        if not all(_laid_out_alike(p, t) for t in needed):
+            return False
+        needed = [_part(t) for t in needed]
+        p = needed[0]
+        # A part is lent a gradient, which only a leaf can have.
+        if not p.is_leaf:
+            return False
     return type(p) in (Tensor, Parameter) and all(
         t.dtype == p.dtype
         and p.dtype in _NUMPY
@@ -245,7 +301,37 @@ def _fits(rule: Rule, p: Tensor, state: dict[str, Any]) -> bool:
         and not t.is_neg()
         and not t.is_inference()
         and (t.numel() == 0 or t.data_ptr() != 0)
-        for t in (needed if p.grad is None else [*needed, p.grad])
+        for t in needed
+    )
+
+
+def _is_sharded(t: Tensor) -> bool:
+    """Whether this is a DTensor; where there is one, its module, slow to import, is imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and type(t) is module.DTensor
+
+
+def _part(t: Tensor) -> Tensor:
+    """What of a tensor lies in this process: of a DTensor its own tensor, and else all of it."""
+    # Not to_local(), which makes of a parameter's another one at each call.
+    part: Tensor = t._local_tensor if _is_sharded(t) else t  # type: ignore[attr-defined]
+    return part
+
+
+def _laid_out_alike(p: Tensor, t: Tensor) -> bool:
+    """Whether what an elementwise rule makes of the parts is the part of what it makes of all.
+
+    Parts that still have to be summed are not; and a part may be on its way, as a class of its own.
+    """
+    if not _is_sharded(t):
+        return False
+    a, b = p._spec, t._spec  # type: ignore[attr-defined]
+    return (
+        a.mesh == b.mesh
+        and a.placements == b.placements
+        and p.dtype == t.dtype
+        and not any(placement.is_partial() for placement in a.placements)
+        and type(_part(t)) in (Tensor, Parameter)
     )
 
 
