@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.optim.digits import CASES, data, name_of
@@ -184,6 +184,7 @@ def _states_on(rank):
             )
             assert state[name].to_local().shape == p.to_local().shape
         found.append(state["exp_avg"].to_local().numel())
+    assert len(optimizer._plan.loose) == 0  # the kernel takes them all
     return found
 
 
@@ -192,6 +193,53 @@ def test_fsdp2_keeps_state_as_it_keeps_parameters(ranks):
     assert numbers[0][2] == 1  # the one slope
     assert numbers[1][2] == 0
     assert [a + b for a, b in zip(*numbers, strict=True)] == [p.numel() for p in weights(network())]
+
+
+def _one_by_one(rank):
+    """DTensors whose parts change hands between steps, against the same as plain tensors."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    torch.manual_seed(0)
+    values, gradients = torch.randn(2, 5, 6, dtype=torch.float64)
+    layouts = [[Shard(0)], [Shard(1)], [Replicate()]]
+    plain = [values.clone().requires_grad_() for _ in layouts]
+    laid_out = [nn.Parameter(distribute_tensor(values.clone(), mesh, layout)) for layout in layouts]
+    oracle, optimizer = torch.optim.Adam(plain, lr=0.1), optim.Adam(laid_out, lr=0.1)
+
+    def step(layout_of=lambda layout: layout):
+        for p, q, layout in zip(plain, laid_out, layouts, strict=True):
+            p.grad = gradients.clone()
+            q.grad = distribute_tensor(gradients.clone(), mesh, layout_of(layout))
+        saved = (laid_out[0] ** 2).sum()
+        optimizer.step()
+        oracle.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            saved.backward()
+        for p, q in zip(plain, laid_out, strict=True):
+            torch.testing.assert_close(q.full_tensor(), p.detach(), rtol=1e-12, atol=1e-14)
+            assert q._local_tensor.grad is None  # zero_grad is to free it
+
+    step()
+    assert len(optimizer._plan.loose) == 0  # the kernel takes them all
+    step()
+    for q in laid_out:  # as when FSDP2 pads a part anew
+        q._local_tensor = q._local_tensor.clone()
+    step()
+    for state in optimizer.state.values():
+        state["exp_avg"] = state["exp_avg"].clone()
+        state["exp_avg_sq"]._local_tensor = state["exp_avg_sq"]._local_tensor.clone()
+    step()
+    step(lambda layout: [Replicate()])  # gradients laid out unlike their parameters
+    assert len(optimizer._plan.loose) == 2
+    step()
+    optimizer.zero_grad()
+    before = [q.full_tensor() for q in laid_out]
+    optimizer.step()
+    for q, value in zip(laid_out, before, strict=True):
+        assert torch.equal(q.full_tensor(), value)
+
+
+def test_parts_put_elsewhere_and_gradients_laid_out_otherwise(ranks):
+    ranks(_one_by_one)
 
 
 def _through_a_distributed_checkpoint(rank, which, folder):
