@@ -1,35 +1,52 @@
-"""Every executor on the same arrays."""
+"""Every executor on the same arrays: all that an optimizer has is one of them."""
 
 import numpy as np
 import torch
 
 from thalweg.kernels import cpu, reference, tensors
+from thalweg.rules.rule import HEAD
 
 
 def start(rule, shape, seed=0, dtype=np.float64):
     """Parameter, gradient and plausible state; states named after squares are not negative."""
     random = np.random.default_rng(seed)
-    p, g, *state = (random.normal(size=shape).astype(dtype) for _ in range(2 + len(rule.state)))
-    return p, g, [np.abs(s) for s in state]
+    p, g = (random.normal(size=shape).astype(dtype) for _ in range(2))
+    shapes = (rule.shapes.get(name, tuple)(shape) for name in rule.state)
+    return p, g, [np.abs(random.normal(size=s)).astype(dtype) for s in shapes]
 
 
-def by_reference(rule, p, g, state, hyper, count):
-    return reference.step(rule, p, g, state, hyper, count)
+def by_reference(rule, p, g, state, hyper, count, scalars=()):
+    return reference.step(rule, p, g, state, hyper, count, scalars)
 
 
-def by_kernel(rule, p, g, state, hyper, count):
+def by_kernel(rule, p, g, state, hyper, count, scalars=()):
     arrays = [a.copy() for a in (p, g, *state)]
     segments = cpu.Segments.of([p.size], [0], len(state))
     segments.table[0, 1:] = [a.ctypes.data for a in arrays]
-    cpu.run(rule, segments, np.array([rule.row(hyper, count)], dtype=p.dtype))
+    bounded = hyper["clip_value"] is not None
+    row = rule.row(hyper, count, scalars)
+    sums = ()
+    if rule.terms is not None:
+        sums = tuple(cpu.measure(rule, segments, np.array([row], p.dtype), bounded)[0])
+    extra, scalars = rule.go_on(hyper, count, sums, scalars)
+    cpu.run(rule, segments, np.array([[*row, *extra]], dtype=p.dtype), bounded)
     assert np.array_equal(arrays[1], g, equal_nan=True)
-    return arrays[0], *arrays[2:]
+    return (arrays[0], *arrays[2:]), scalars
 
 
-def by_tensors(rule, p, g, state, hyper, count):
+def by_tensors(rule, p, g, state, hyper, count, scalars=()):
     held = [torch.from_numpy(a.copy()) for a in (p, g, *state)]
-    tensors.step(rule, held[0], held[1], held[2:], rule.row(hyper, count))
-    return held[0].numpy(), *(t.numpy() for t in held[2:])
+    if rule.whole:
+        held = [t[None] for t in held]
+    row = rule.row(hyper, count, scalars)
+    sums = ()
+    if rule.terms is not None:
+        sums = tuple(float(s) for s in tensors.measure(rule, held[0], held[1], held[2:], row))
+    extra, scalars = rule.go_on(hyper, count, sums, scalars)
+    tensors.step(rule, held[0], held[1], held[2:], row, extra)
+    assert len(row) >= HEAD
+    found = [t[0] if rule.whole else t for t in (held[0], *held[2:])]
+    return tuple(t.numpy() for t in found), scalars
 
 
 def gap(some, others):

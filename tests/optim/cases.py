@@ -65,6 +65,18 @@ class Case:
     def name(self):
         return self.entry.name
 
+    @property
+    def constructor(self):
+        return self.entry.constructor
+
+    @property
+    def rule(self):
+        return self.entry.rule
+
+    @property
+    def resolved(self):
+        return self.entry.resolved
+
 
 def _same(**arguments: Any) -> Valid:
     """The oracle takes the same arguments."""
@@ -506,6 +518,8 @@ CASES: dict[str, Case] = {
     )
     for name, entry in OPTIMIZERS.items()
 }
+# Those that torch.optim has too, at least by the first of their arguments.
+TORCHS = [case for case in CASES.values() if case.oracle and case.valid[0].oracle]
 # Every optimizer with every set of arguments that it is said to take.
 ALL = [(case, valid) for case in CASES.values() for valid in case.valid]
 

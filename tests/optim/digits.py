@@ -6,17 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from thalweg.optim.registry import OPTIMIZERS
-
 BATCH = 32
-
-# Every row of the registry with every set of arguments that it says is valid.
-CASES = [(entry, valid) for entry in OPTIMIZERS.values() for valid in entry.valid]
-
-
-def name_of(case):
-    entry, valid = case
-    return f"{entry.name}-" + "-".join(f"{k}={v}" for k, v in valid.arguments.items())
 
 
 @cache

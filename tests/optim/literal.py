@@ -8,6 +8,8 @@ from math import sqrt
 
 import torch
 
+from tests.optim.papers import JOINT, NAMES
+
 
 def momentum(x, g, s, t, *, lr, form="torch", weight_decay=0.0, **_):
     if form == "ewma":  # with bias_correction
@@ -75,14 +77,32 @@ def adam(x, g, s, t, *, lr, eps_hat=False, eps_root=0.0):
     )
 
 
-FORMULAS = {f.__name__: f for f in (momentum, nag, adagrad, rmsprop, adadelta, adam)}
+def muon(x, g, s, t, *, lr, weight_decay=0.1, **arguments):
+    if x.dim() == 2:
+        del arguments["ns_dtype"]
+        return NAMES["Muon"](x, g, s, t, lr=lr, weight_decay=weight_decay, **arguments)
+    return NAMES["AdamW"](
+        x, g, s, t, lr=lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=weight_decay
+    )
+
+
+FORMULAS = NAMES | {
+    "Momentum": momentum,
+    "NAG": nag,
+    "Adagrad": adagrad,
+    "RMSprop": rmsprop,
+    "Adadelta": adadelta,
+    "Adam": adam,
+    "Muon": muon,
+}
 
 
 class Literal:
     """Steps a model by one of the formulas above."""
 
     def __init__(self, name, model, arguments):
-        self.formula, self.arguments = FORMULAS[name], arguments
+        self.joint = JOINT.get(name)
+        self.formula, self.arguments = FORMULAS.get(name), arguments
         self.parameters = list(model.parameters())
         self.memory = [{} for _ in self.parameters]
         self.t = 0
@@ -98,5 +118,11 @@ class Literal:
             for p, memory in zip(self.parameters, self.memory, strict=True):
                 p.data = p.data + 0.9 * memory.get("v", 0.0)
         closure()
+        if self.joint:
+            gradients = [p.grad for p in self.parameters]
+            found = self.joint(here, gradients, self.memory[0], self.t, **self.arguments)
+            for p, new in zip(self.parameters, found, strict=True):
+                p.data = new
+            return
         for p, x, memory in zip(self.parameters, here, self.memory, strict=True):
             p.data = self.formula(x, p.grad, memory, self.t, **self.arguments)

@@ -465,8 +465,8 @@ def multiplied(matrix, g, i):
 
 # Gupta, Koren, Singer 2018, algorithm 2 (for matrices algorithm 1): exponent -1/2k for order k,
 # so -1/4 for matrices. moskomule/shampoo.pytorch takes -1/k: exponent=-1 / g.dim() gives that.
-# Momentum is moskomule's, not the paper's: the buffer is the direction of the last step, which
-# is preconditioned already (at first the gradient), and what it is mixed into enters L and R.
+# Momentum, which the paper leaves open, is of the preconditioned directions, as in Google's code;
+# moskomule mixes the direction of the last step into the next gradient, and into L and R.
 @named("Shampoo")
 def shampoo(
     x,
@@ -481,7 +481,6 @@ def shampoo(
     update_freq=1,
     exponent=None,
 ):
-    g = (1 - momentum) * g + momentum * s.get("last", g)
     g = g + weight_decay * x
     exponent = -1 / (2 * g.dim()) if exponent is None else exponent
     u = g
@@ -492,8 +491,8 @@ def shampoo(
             values, vectors = torch.linalg.eigh(s["side", i])
             s["root", i] = (vectors * values**exponent) @ vectors.T
         u = multiplied(s["root", i], u, i)
-    s["last"] = u
-    return x - lr * u
+    s["v"] = momentum * s.get("v", 0.0) + u
+    return x - lr * s["v"]
 
 
 # Vyas et al. 2024, algorithm 3, and the authors' code (nikhilvyas/SOAP). The first step only sets

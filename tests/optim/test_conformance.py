@@ -7,33 +7,32 @@ from itertools import combinations
 import pytest
 import torch
 
-from tests.optim.digits import CASES, distance, name_of, network, train
+from tests.optim.cases import ALL, CASES, name_of
+from tests.optim.digits import distance, network, train
 from tests.optim.literal import Literal
-from thalweg.optim.registry import OPTIMIZERS
 
 STEPS = 100
 
 
-def oracle_of(entry, valid, model):
+def oracle_of(case, valid, model):
     if valid.oracle is None:
-        return Literal(entry.name, model, valid.arguments)
-    return entry.oracle(model.parameters(), **valid.oracle)
+        return Literal(case.constructor.__name__, model, valid.arguments)
+    return case.oracle(model.parameters(), **valid.oracle)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", ALL, ids=name_of)
 def test_weights_after_100_steps(case, dtype):
     entry, valid = case
     ours, theirs = network(dtype), network(dtype)
     train(ours, entry.constructor(ours.parameters(), **valid.arguments), STEPS)
     train(theirs, oracle_of(entry, valid, theirs), STEPS)
     assert distance(ours, network(dtype)) > 1e-4, "it should have moved"
-    allowed = entry.tolerance.float32 if dtype == torch.float32 else entry.tolerance.float64
-    assert distance(ours, theirs) < allowed
+    assert distance(ours, theirs) < entry.tolerance[dtype == torch.float64]
 
 
 # Arguments that change nothing on this network could be ignored without a test noticing.
-@pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 def test_different_arguments_lead_elsewhere(entry):
     ends = [
         train(model := network(), entry.constructor(model.parameters(), **valid.arguments), 20)
@@ -47,7 +46,7 @@ def test_different_arguments_lead_elsewhere(entry):
 
 @pytest.mark.parametrize(
     ("entry", "invalid"),
-    [(entry, invalid) for entry in OPTIMIZERS.values() for invalid in entry.invalid],
+    [(entry, invalid) for entry in CASES.values() for invalid in entry.invalid],
     ids=lambda x: getattr(x, "name", None) or str(dict(x.arguments)),
 )
 def test_invalid_arguments_are_named(entry, invalid):
@@ -56,7 +55,7 @@ def test_invalid_arguments_are_named(entry, invalid):
     assert str(raised.value).startswith(entry.constructor.__name__)
 
 
-@pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 def test_a_bad_override_names_its_group(entry):
     optimizer = entry.constructor([torch.zeros(3)])
     message = re.escape("parameter group 1: lr must be in [0, inf), got -1.0")
@@ -65,7 +64,7 @@ def test_a_bad_override_names_its_group(entry):
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 def test_signature_and_defaults_are_torchs(entry):
     ours = inspect.signature(entry.constructor).parameters
     theirs = inspect.signature(entry.oracle).parameters
@@ -81,7 +80,7 @@ def test_signature_and_defaults_are_torchs(entry):
 
 
 def test_names_labels_and_colors_are_distinct():
-    rows = OPTIMIZERS.values()
+    rows = CASES.values()
     for attribute in ("name", "label", "color", "constructor", "rule"):
         assert len({getattr(row, attribute) for row in rows}) == len(rows) == 7
     assert list(OPTIMIZERS) == [row.name for row in rows]

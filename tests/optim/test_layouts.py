@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.optim.cases import CASES
 from tests.optim.digits import distance, network, train
 from thalweg import optim
 from thalweg.kernels import addresses
-from thalweg.optim.registry import OPTIMIZERS
 
-ROWS = pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 
 
 def taken(optimizer):

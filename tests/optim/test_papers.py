@@ -230,8 +230,8 @@ PEERS = {
     "Shampoo": [
         ({}, more("Shampoo", lr=0.1, matrix_eps=1e-4)),
         (
-            {"momentum": 0.9, "weight_decay": 0.1, "epsilon": 0.1},
-            more("Shampoo", lr=0.1, momentum=0.9, weight_decay=0.1, matrix_eps=0.1),
+            {"weight_decay": 0.1, "epsilon": 0.1},
+            more("Shampoo", lr=0.1, weight_decay=0.1, matrix_eps=0.1),
         ),
         (
             {"epsilon": 0.1, "maximize": True},
@@ -518,11 +518,11 @@ APART = {
         1e-2,
         10.0,
     ),
-    # Its first buffer is the gradient before it changed sign.
-    "pytorch_optimizer.Shampoo's maximize": (
+    # It mixes the direction of the last step into the gradient.
+    "pytorch_optimizer.Shampoo's momentum": (
         "Shampoo",
-        {"epsilon": 0.1, "momentum": 0.5, "maximize": True},
-        torch_path(more("Shampoo", lr=0.1, matrix_eps=0.1, momentum=0.5, maximize=True)),
+        {"epsilon": 0.1, "momentum": 0.5},
+        torch_path(more("Shampoo", lr=0.1, matrix_eps=0.1, momentum=0.5)),
         1e-3,
         10.0,
     ),

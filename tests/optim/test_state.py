@@ -7,17 +7,17 @@ import pickle
 import pytest
 import torch
 
-from tests.optim.digits import CASES, distance, loss_of, name_of, network, train
+from tests.optim.cases import ALL, CASES, name_of
+from tests.optim.digits import distance, loss_of, network, train
 from thalweg import optim
-from thalweg.optim.registry import OPTIMIZERS
 
 # Sutskever's form and lr_in_momentum take torch's path with another buffer.
 WITH_ORACLE = [
     (entry, valid)
-    for entry, valid in CASES
+    for entry, valid in ALL
     if valid.oracle is not None and not {"form", "lr_in_momentum"} & set(valid.arguments)
 ]
-ROWS = pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 
 
 def ours_for(case, model):

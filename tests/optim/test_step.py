@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from tests.optim.cases import CASES
 from tests.optim.digits import closure, distance, loss_of, network, train
 from thalweg import optim
-from thalweg.optim.registry import OPTIMIZERS
 
-ROWS = pytest.mark.parametrize("entry", OPTIMIZERS.values(), ids=lambda e: e.name)
+ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 
 
 def pair(entry, groups=None, **changes):
@@ -64,7 +64,7 @@ def test_torchs_schedulers(entry, schedule):
 
 def test_one_cycle_also_moves_momentum_and_betas():
     for name in ("adam", "momentum"):
-        models, made = pair(OPTIMIZERS[name])
+        models, made = pair(CASES[name])
         for model, optimizer in zip(models, made, strict=True):
             cycle = lr_scheduler.OneCycleLR(optimizer, 0.05, 20)
             train(model, optimizer, 20, after=lambda _, s=cycle: s.step())
@@ -184,7 +184,7 @@ def test_parameters_without_gradient_keep_their_version():
 
 
 def test_training_lowers_the_loss():
-    for entry in OPTIMIZERS.values():
+    for entry in CASES.values():
         model = network(torch.float32)
         first = loss_of(model, 0).item()
         rate = math.sqrt(math.prod(entry.lr_range))

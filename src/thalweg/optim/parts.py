@@ -1,12 +1,14 @@
 """Parameters that take their step together, by kernel, one by one, or as a stack of matrices.
 
-A step goes over all parts three times, since what it needs may be a sum over all parameters:
-`begin` (coefficients), `sums` (what has to be known first), `finish` (the step itself).
+Each part can do the same: `locate` its memory (False if a tensor belongs elsewhere now), `begin` a
+step (coefficients), take the `squares` of the gradients and the `sums` of its rule's terms, which
+the step of other parts may need too, and `finish` it; `shift` moves parameters to where the rule
+takes the gradient.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,37 +35,6 @@ NUMPY = {
 }
 _SQUARE = Rule("square of the gradient", (), (), lambda hyper, step: (), lambda p, g: (p,))
 _SQUARE = replace(_SQUARE, terms=lambda p, g: (g * g,))
-
-
-class Part(Protocol):
-    """Parameters of one rule that take their step together."""
-
-    rule: Rule
-
-    def locate(self) -> bool:
-        """Find all memory; False if a tensor belongs elsewhere now."""
-
-    def begin(self, groups: Sequence[Group]) -> None:
-        """Work out the coefficients of this step, for the parameters that have a gradient."""
-
-    def squares(self) -> Any:
-        """Sum of the squares of the gradients."""
-
-    def sums(self) -> Sums:
-        """Sums of the rule's terms over all parameters."""
-
-    def finish(self, groups: Sequence[Group], factors: Mapping[int, Any], totals: Sums) -> None:
-        """Take the step.
-
-        Args:
-            groups: of the optimizer.
-            factors: for groups, by `id`, that bound the norm of the gradient, what to multiply it
-                by.
-            totals: for joint rules, their sums over all parts.
-        """
-
-    def shift(self, groups: Sequence[Group]) -> None:
-        """Move the parameters to where the rule takes the gradient."""
 
 
 class Batch:
@@ -169,7 +140,14 @@ class Batch:
         return tuple(self._measure().sum(axis=0).tolist())
 
     def finish(self, groups: Sequence[Group], factors: Mapping[int, Any], totals: Sums) -> None:
-        """Take the step, and count it."""
+        """Take the step, and count it.
+
+        Args:
+            groups: of the optimizer.
+            factors: for groups, by `id`, that bound the norm of the gradient, what to multiply it
+                by.
+            totals: for joint rules, their sums over all parts.
+        """
         rows: Any = self.rows
         if factors:
             rows = self._bound_norm(factors)
@@ -378,6 +356,9 @@ class Stack:
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Rules of whole tensors take the gradient where the parameters are."""
+
+
+Part: TypeAlias = Batch | Loose | Stack
 
 
 def _stacked(some: Sequence[Tensor]) -> Tensor:
