@@ -71,7 +71,14 @@ class RuleOptimizer(Optimizer):
             cls.__doc__ = _documentation(cls, cls.__doc__ or "")
 
     def __init__(self, params: ParamsT, *arguments: Any, **hyper: Any) -> None:
-        bound = self.signature().bind(params, *arguments, **hyper)
+        taken = self.signature()
+        unknown = [name for name in hyper if name not in taken.parameters]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}: there is no argument {unknown[0]!r}; "
+                f"it takes {', '.join(taken.parameters)}"
+            )
+        bound = taken.bind(params, *arguments, **hyper)
         bound.apply_defaults()
         given = dict(bound.arguments)
         params = given.pop("params")
