@@ -129,6 +129,8 @@ class RuleOptimizer(Optimizer):
 
         return start(self.state[p], self.rule.resolve(group, tuple(p.shape)), p, group)
 
+    # Nothing of it is a graph of tensors.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.
 
@@ -243,8 +245,9 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
-        # What torch.optim's checkpoints do not say.
+        # What torch.optim's checkpoints do not say; those from before there was maximize had none.
         for group in self.param_groups:
+            group.setdefault("maximize", False)
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 

@@ -51,7 +51,8 @@ class Batch:
         self.rule = rule
         self.number = number
         self.dtype = NUMPY[parameters[0].dtype]
-        self.step = torch.tensor([float(state["step"]) for state in self.states])
+        counts = [float(state["step"]) for state in self.states]
+        self.step = torch.tensor(counts, dtype=torch.float32)
         self.counts = self.step.numpy()
         self.scalars = np.array(
             [[float(state[name]) for state in self.states] for name in rule.scalars]
