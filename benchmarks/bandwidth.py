@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks.measure import Row, alternate
-from benchmarks.sets import SETS
 from benchmarks.peers import LR
+from benchmarks.sets import SETS
 from benchmarks.step import parameters
 from thalweg.optim.registry import OPTIMIZERS
 

@@ -24,7 +24,8 @@ def study(
     optimizers: Annotated[
         str | None,
         typer.Option(
-            help="Names, separated by commas: sgd,adamw. `thalweg optimizers` lists them. By default sgd to adam."
+            help="Names, separated by commas: sgd,adamw. `thalweg optimizers` lists"
+            " them. By default sgd to adam."
         ),
     ] = None,
     lr: Annotated[

@@ -308,8 +308,14 @@ class Stack:
         """
         for p, owner in zip(self.parameters, self.owners, strict=True):
             refuse(p, owner)
-        return self.entries.hold() and all(
-            p.dtype == self.dtype and p.shape == self.shape for p in self.parameters
+        return (
+            self.entries.hold()
+            and all(p.dtype == self.dtype and p.shape == self.shape for p in self.parameters)
+            and all(
+                state[name].data_ptr() == slot.data_ptr()
+                for name, kept in self.kept.items()
+                for state, slot in zip(self.states, kept, strict=True)
+            )
         )
 
     def begin(self, groups: Sequence[Group]) -> None:

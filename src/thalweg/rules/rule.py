@@ -203,7 +203,7 @@ def _plain(x: Any) -> Any:
 
 
 def _in_floats(hyper: Hyper) -> Hyper:
-    """The same with floats for what may be a tensor of one element, in whose dtype it would go on."""
+    """The same with floats for tensors of one element, in whose dtype sums would go on."""
     betas = hyper.get("betas", ())
     if type(hyper["lr"]) in (float, int) and all(type(beta) in (float, int) for beta in betas):
         return hyper
