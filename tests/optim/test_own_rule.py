@@ -1,14 +1,16 @@
 """A rule defined here: reference, kernel, tensors, and training a network as an optimizer."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
+import thalweg
 from tests.kernels.executors import by_kernel, by_reference, by_tensors, gap, start
 from tests.optim.digits import distance, loss_of, network, train
-from thalweg.optim import from_rule
+from thalweg.optim import define, from_rule
 from thalweg.rules import HyperparameterError, Number, Rule
 from thalweg.rules.maths import sign
 
@@ -107,3 +109,51 @@ def test_a_rule_that_closes_over_a_value():
         p.grad = torch.ones_like(p)
         from_rule(made(scale))([p], lr=0.25).step()
         np.testing.assert_array_equal(p, 1 - scale / 4)
+
+
+@define(lr=1e-3, beta=0.9)
+def FiveLines(p, g, average, lr, beta, step):
+    average = beta * average + (1 - beta) * g
+    return p - lr / step**0.5 * sign(average), average
+
+
+def test_five_lines_are_an_optimizer_that_trains_saves_resumes_and_is_studied(tmp_path):
+    model, whole = network(torch.float32), network(torch.float32)
+    train(whole, FiveLines(whole.parameters(), lr=0.01), 40)
+    first = FiveLines(model.parameters(), lr=0.01)
+    train(model, first, 20)
+    torch.save((model.state_dict(), first.state_dict()), tmp_path / "checkpoint")
+    weights, state = torch.load(tmp_path / "checkpoint", weights_only=True)
+    again = network(torch.float32, seed=1)
+    again.load_state_dict(weights)
+    second = FiveLines(again.parameters())
+    second.load_state_dict(state)
+    assert type(pickle.loads(pickle.dumps(second))) is FiveLines
+    train(again, second, 20, first=20)
+    assert distance(again, whole) == 0.0
+    averages = [torch.zeros_like(p) for p in model.parameters()]
+    by_hand = network(torch.float32)
+    for step in range(40):
+        by_hand.zero_grad()
+        loss_of(by_hand, step).backward()
+        with torch.no_grad():
+            for p, m in zip(by_hand.parameters(), averages, strict=True):
+                m.mul_(0.9).add_(0.1 * p.grad)
+                p -= 0.01 / (step + 1) ** 0.5 * m.sign()
+    # A sign that rounding turned moves a weight by twice the rate.
+    assert distance(whole, by_hand) < 0.02
+    result = thalweg.study("wine", [FiveLines, "adam"], lr="1e-3:1e-1:3", seeds=2, epochs=5)
+    assert set(result.summary["optimizer"]) == {"fivelines", "adam"}
+    assert (result.summary["test_metric"] > 0.8).all()
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda p, g, m: (p, m), "it does not take 'lr'"),
+        (lambda p, g, lr, m: (p, m), "must be p, g, state, then hyperparameters"),
+    ],
+)
+def test_what_cannot_be_an_optimizer_is_said(function, problem):
+    with pytest.raises(TypeError, match=problem):
+        define(lr=0.1)(function)

@@ -1,6 +1,6 @@
 """Drop-in optimizers: a `torch.optim.Optimizer` in front of every rule."""
 
-from thalweg.optim.base import RuleOptimizer, from_rule
+from thalweg.optim.base import RuleOptimizer, define, from_rule
 from thalweg.optim.classes import (
     ADOPT,
     ASGD,
@@ -64,5 +64,6 @@ __all__ = [
     "Shampoo",
     "Signum",
     "Tiger",
+    "define",
     "from_rule",
 ]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from thalweg.rules.rule import Choice, Flag, Number, Rule
+from thalweg.rules.rule import Choice, Flag, Hyper, Number, Row, Rule
 
 if TYPE_CHECKING:
     from thalweg.optim.plan import Plan
 
-__all__ = ["OPTIONS", "RuleOptimizer", "from_rule", "meaning"]
+__all__ = ["OPTIONS", "RuleOptimizer", "define", "from_rule", "meaning"]
 
 Group = dict[str, Any]
 
@@ -263,8 +263,58 @@ def from_rule(rule: Rule, name: str | None = None) -> type[RuleOptimizer]:
     """
     made = name or "".join(c if c.isalnum() else "_" for c in rule.name)
     home = sys._getframe(1).f_globals.get("__name__", __name__)
+    return _class(rule, made, home)
+
+
+def define(**defaults: float) -> Callable[[Callable[..., Any]], type[RuleOptimizer]]:
+    """Make an optimizer of a few lines of maths.
+
+    For example::
+
+        @optim.define(lr=1e-3, beta=0.9)
+        def Signum(p, g, average, lr, beta):
+            average = beta * average + (1 - beta) * g
+            return p - lr * sign(average), average
+
+    The function is elementwise maths of a parameter, its gradient, the state (all further
+    arguments that have no default here, zero at first), the hyperparameters, and, where there is
+    an argument of that name, the ``step`` from 1; with ``+ - * / **`` and the functions of
+    `thalweg.rules.maths`. It returns the new parameter and the new state.
+
+    Args:
+        defaults: of the hyperparameters, ``lr`` among them.
+
+    Raises:
+        TypeError: for arguments that do not fit; the message names them.
+    """
+
+    def made(update: Callable[..., Any]) -> type[RuleOptimizer]:
+        name = update.__name__
+        asked = list(signature(update).parameters)
+        state = [n for n in asked[2:] if n not in defaults and n != "step"]
+        numbers = [n for n in asked[2:] if n in defaults or n == "step"]
+        if asked[2:] != state + numbers:
+            raise TypeError(f"{name}: its arguments must be p, g, state, then hyperparameters")
+        missing = sorted({"lr", *defaults} - set(asked))
+        if missing:
+            raise TypeError(f"{name}: it does not take {missing[0]!r}, which it must")
+
+        def coefficients(hyper: Hyper, step: int) -> Row:
+            return tuple(step if n == "step" else hyper[n] for n in numbers)
+
+        own = tuple(
+            Number(n, default, low=0.0 if n == "lr" else float("-inf"), meaning="its own")
+            for n, default in defaults.items()
+        )
+        rule = Rule(name, own, tuple(state), coefficients, update)
+        return _class(rule, name, update.__module__)
+
+    return made
+
+
+def _class(rule: Rule, name: str, module: str) -> type[RuleOptimizer]:
     found: type[RuleOptimizer] = new_class(
-        made, (RuleOptimizer,), {"rule": rule}, lambda body: body.update({"__module__": home})
+        name, (RuleOptimizer,), {"rule": rule}, lambda body: body.update({"__module__": module})
     )
     return found
 
