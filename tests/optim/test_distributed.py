@@ -421,6 +421,8 @@ def _through_a_distributed_checkpoint(rank, name, more, folder):
         ("sgd", {}),
         ("adam", {}),
         ("adam", {"ema_decay": 0.9}),
+        ("adam", {"state": "8bit"}),
+        ("adam", {"state": "bfloat16"}),
         ("schedulefreeadamw", {}),
         ("lamb", {}),
         ("prodigy", {}),
@@ -463,6 +465,23 @@ def test_the_whole_state_goes_on_in_one_process(ranks, before, after):
     set_optimizer_state_dict(model, optimizer, state, options=whole)
     train(model, optimizer, 5, first=5)
     assert far(weights(model), alone("adam", 10)) < NEARLY
+
+
+def _eight_bits_of_shards(rank):
+    model = sharded(network())
+    optimizer = ours("adam", model, state="8bit")
+    train(model, optimizer, 2, rank=rank)
+    options = StateDictOptions(full_state_dict=True)
+    return copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+
+
+def test_eight_bits_go_on_in_as_many_processes_only(ranks):
+    state, _ = ranks(_eight_bits_of_shards)
+    model = network()
+    optimizer = ours("adam", model, state="8bit")
+    options = StateDictOptions(full_state_dict=True)
+    with pytest.raises(ValueError, match=r"'exp_avg' in eight bits .* as where it was saved, or"):
+        set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
 def _zero(rank, name, in_buckets):

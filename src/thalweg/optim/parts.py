@@ -382,7 +382,7 @@ class Stack:
     def squares(self) -> Sums2d:
         """Sums of the squares of the gradients, ``(parameters with one, 1)``."""
         present = [p.grad for p in self.parameters if p.grad is not None]
-        return np.array([[float(whole(g.double().square().sum()))] for g in present])
+        return np.array([[float(whole([g.double().square().sum()]))] for g in present])
 
     def bound(self, factors: Mapping[int, Any]) -> None:
         """Multiply the gradients of groups, to be found by `id`, by their factors."""
@@ -400,10 +400,10 @@ class Stack:
         """Take the step of all that have a gradient."""
         for members, _, row in self.shares:
             gradients = [g for i in members if (g := self.parameters[i].grad) is not None]
-            p = _stacked([whole(self.parameters[i]) for i in members])
-            g = _stacked([whole(g) for g in gradients])
+            p, g = whole([self.parameters[i] for i in members]), whole(gradients)
             new = tensors.stepped(self.rule, p, g, self._open(members), row)
-            self._close(members, new)
+            put([self.parameters[i] for i in members], new[0])
+            self._close(members, new[1:])
             for i in members:
                 self.states[i]["step"] += 1
             if self.storage.clear:
@@ -415,10 +415,8 @@ class Stack:
         return [kept if everyone else kept[members] for kept in self.kept.values()]
 
     def _close(self, members: list[int], new: Sequence[Tensor]) -> None:
-        """Write parameters and states, ``(members, *shape)`` each."""
-        chosen = [self.parameters[i] for i in members]
-        torch._foreach_copy_(chosen, list(new[0].to(self.dtype).unbind(0)))
-        for kept, value in zip(self.kept.values(), new[1:], strict=True):
+        """Write the states, ``(members, *shape)`` each."""
+        for kept, value in zip(self.kept.values(), new, strict=True):
             if len(members) == len(self.parameters):
                 kept.copy_(value)
             else:
@@ -439,22 +437,14 @@ class Gathered(Stack):
         """Leave the states the DTensors that they are."""
 
     def _open(self, members: list[int]) -> list[Tensor]:
-        return [
-            _stacked([whole(self.states[i][name]) for i in members]) for name in self.rule.state
-        ]
+        return [whole([self.states[i][name] for i in members]) for name in self.rule.state]
 
     def _close(self, members: list[int], new: Sequence[Tensor]) -> None:
-        for k, i in enumerate(members):
-            put(self.parameters[i], new[0][k])
-            for name, value in zip(self.rule.state, new[1:], strict=True):
-                put(self.states[i][name], value[k])
+        for name, value in zip(self.rule.state, new, strict=True):
+            put([self.states[i][name] for i in members], value)
 
 
 Part: TypeAlias = Batch | Loose | Stack
-
-
-def _stacked(some: Sequence[Tensor]) -> Tensor:
-    return some[0].detach()[None] if len(some) == 1 else torch.stack(list(some))
 
 
 def _seats(meeting: Meeting | None, parameters: Sequence[Tensor]) -> NDArray[np.int64]:

@@ -109,23 +109,65 @@ def side_by_side(p: Tensor, own: Tensor, elements: int) -> Tensor:
     return DTensor.from_local(row, p.device_mesh, placements, run_check=False)
 
 
-def whole(t: Tensor) -> Tensor:
-    """All of a tensor; all processes have to ask, for they send each other their parts."""
-    return t.full_tensor() if is_sharded(t) else t
+def whole(some: Sequence[Tensor]) -> Tensor:
+    """All of some tensors of one shape, ``(count, *shape)``.
+
+    All processes have to ask, for they send each other their parts of DTensors.
+    """
+    if not any(map(is_sharded, some)):
+        return some[0].detach()[None] if len(some) == 1 else torch.stack(list(some))
+    placements = _of_stack(some)
+    if placements is None:
+        return torch.stack([t.full_tensor() if is_sharded(t) else t for t in some])
+    from torch.distributed.tensor import DTensor
+
+    mesh, shape = layout_of(some[0])[0], torch.Size((len(some), *some[0].shape))
+    stride = torch.empty(shape, device="meta").stride()
+    parts = torch.stack([part_of(t) for t in some])
+    made = DTensor.from_local(parts, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return made.full_tensor()
 
 
 @torch.no_grad()
-def put(t: Tensor, value: Tensor) -> None:
-    """Write all of a tensor, of a DTensor the own part, of what every process has all of."""
-    if not is_sharded(t):
-        t.copy_(value)
+def put(some: Sequence[Tensor], values: Tensor) -> None:
+    """Write all of some tensors of one shape, of DTensors the own part, without any exchange.
+
+    Args:
+        some: where to.
+        values: ``(count, *shape)``, the same in every process.
+    """
+    values = values.to(some[0].dtype)
+    if not any(map(is_sharded, some)):
+        torch._foreach_copy_(list(some), list(values.unbind(0)))
         return
     from torch.distributed.tensor import distribute_tensor
 
-    # With no process to take it from, each takes its part from its own.
-    laid_out = distribute_tensor(value, t.device_mesh, t.placements, src_data_rank=None)
-    t._local_tensor.copy_(laid_out._local_tensor)
-    torch.autograd.graph.increment_version(t)
+    def part(value: Tensor, mesh: Any, placements: Any) -> Tensor:
+        # With no process to take it from, each takes its part from its own.
+        return part_of(distribute_tensor(value, mesh, placements, src_data_rank=None))
+
+    placements = _of_stack(some)
+    if placements is not None:
+        parts = list(part(values, layout_of(some[0])[0], placements).unbind(0))
+    else:
+        parts = [
+            part(value, *layout_of(t)) if is_sharded(t) else value
+            for t, value in zip(some, values, strict=True)
+        ]
+    torch._foreach_copy_([part_of(t) for t in some], parts)
+    torch.autograd.graph.increment_version(some)
+
+
+def _of_stack(some: Sequence[Tensor]) -> Any:
+    """Placements of a stack of DTensors; None if they do not make one that is laid out so."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    layout = layout_of(some[0])
+    if layout is None or any(layout_of(t) != layout for t in some):
+        return None
+    if not all(isinstance(placement, Shard | Replicate) for placement in layout[1]):
+        return None
+    return [Shard(p.dim + 1) if isinstance(p, Shard) else p for p in layout[1]]
 
 
 def check_layout(p: Tensor, named: Iterable[tuple[str, Tensor]], owner: str) -> None:
