@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.measure import Row, alternate, report, seconds, shown
 from benchmarks.replicas import BUDGET, EPOCHS, train_here
-from thalweg.optim.registry import OPTIMIZERS
+from thalweg.optim.registry import MAIN
 from thalweg.replicas import Programs
 
 AGREE = 0.02  # median difference of a rule's accuracies, that rounding may cause
@@ -42,7 +42,7 @@ def _first_call_elsewhere(side: str) -> float:
 
 def _check(ours: np.ndarray, theirs: np.ndarray) -> None:
     apart = np.median(np.abs(ours - theirs), axis=(1, 2))
-    for name, difference in zip(OPTIMIZERS, apart, strict=True):
+    for name, difference in zip(MAIN, apart, strict=True):
         if not difference <= AGREE:
             raise AssertionError(f"not the same work: {name}'s accuracies are {difference:.3f} off")
 

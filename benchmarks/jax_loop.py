@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.replicas import BUDGET, EPOCHS, SEEDS, TASK, rates
-from thalweg.optim.registry import OPTIMIZERS
+from thalweg.optim.registry import MAIN
 
 RULES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -82,7 +82,7 @@ def jax_trainer() -> Callable[[], NDArray[np.float64]]:
     """
     weights = jax.tree.map(lambda *w: jnp.stack(w), *[_weights(s) for s in SEEDS])
     orders = jnp.stack([_orders(s) for s in SEEDS])
-    compiled = {name: _jitted(name) for name in OPTIMIZERS}
+    compiled = {name: _jitted(name) for name in MAIN}
 
     def train() -> NDArray[np.float64]:
         results = [

@@ -42,7 +42,8 @@ def alternate(
     times = {}
     for name, call in calls.items():
         # The first calls compile, and would make the turns too short.
-        fastest = min(seconds(call) for _ in range(4))
+        first = seconds(call)
+        fastest = min(seconds(call) for _ in range(1 if first > 1 else 3))
         times[name] = max(1, int(span / max(fastest, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()

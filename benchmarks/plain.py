@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.step import PEERS
+from benchmarks.peers import PEERS
 from thalweg.studies.spec import Run, StudySpec
 from thalweg.tasks import Task
 
@@ -28,8 +28,10 @@ def train(task: Task, spec: StudySpec, run: Run, fused: bool) -> float:
     The cross-entropy is torch's own, which is faster here than the one of the task.
     """
     loss_of = torch.nn.functional.cross_entropy
-    peer, arguments, can_fuse = PEERS[run.optimizer]
-    options: dict[str, Any] = {"fused": True} if fused and can_fuse else {}
+    theirs = PEERS[run.optimizer]
+    assert theirs.torch is not None
+    peer, arguments = getattr(torch.optim, theirs.torch[0]), theirs.torch[1]
+    options: dict[str, Any] = {"fused": True} if fused and theirs.fused else {}
     start = perf_counter()
     torch.manual_seed(run.seed)
     model = task.model()

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.optim.registry import OPTIMIZERS
+from thalweg.optim.registry import MAIN, OPTIMIZERS
 from thalweg.replicas import Backend, Budget, Programs, Replica, train
 from thalweg.tasks import load
 
@@ -23,7 +23,7 @@ def train_here(backend: Backend = "eager", programs: Programs | None = None) -> 
     """Train them; validation accuracy at the end, ``(optimizers, seeds, rates)``."""
     replicas = [
         Replica(entry.rule, entry.rule.complete({"lr": float(lr)}), seed)
-        for name, entry in OPTIMIZERS.items()
+        for name, entry in zip(MAIN, map(OPTIMIZERS.__getitem__, MAIN), strict=True)
         for seed in SEEDS
         for lr in rates(name)
     ]
@@ -32,4 +32,4 @@ def train_here(backend: Backend = "eager", programs: Programs | None = None) -> 
         accuracy[evaluation.replicas] = evaluation.validation_metric
         if evaluation.diverged_at.any():
             raise AssertionError("a replica diverged, so that this is not the same work")
-    return accuracy.reshape(len(OPTIMIZERS), len(SEEDS), -1)
+    return accuracy.reshape(len(MAIN), len(SEEDS), -1)

@@ -10,9 +10,11 @@ from thalweg.rules.rule import HEAD
 def start(rule, shape, seed=0, dtype=np.float64):
     """Parameter, gradient and plausible state; states named after squares are not negative."""
     random = np.random.default_rng(seed)
+    shape = (shape,) if isinstance(shape, int) else shape
     p, g = (random.normal(size=shape).astype(dtype) for _ in range(2))
-    shapes = (rule.shapes.get(name, tuple)(shape) for name in rule.state)
-    return p, g, [np.abs(random.normal(size=s)).astype(dtype) for s in shapes]
+    if rule.whole:  # whose states have to fit each other
+        return p, g, list(reference.start(rule, p, rule.defaults))
+    return p, g, [np.abs(random.normal(size=shape)).astype(dtype) for _ in rule.state]
 
 
 def by_reference(rule, p, g, state, hyper, count, scalars=()):

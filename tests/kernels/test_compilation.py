@@ -10,11 +10,13 @@ import numpy as np
 from tests.kernels.executors import by_kernel, start
 from thalweg import rules
 from thalweg.kernels import cpu
+from thalweg.rules.rule import averaged
 
 PROGRAM = """
 import importlib.util, sys
 import numpy as np
 from thalweg.kernels import cpu
+from thalweg.rules.rule import averaged
 
 spec = importlib.util.spec_from_file_location("own", sys.argv[1])
 own = importlib.util.module_from_spec(spec)
@@ -25,7 +27,9 @@ p, g = np.ones(4), np.ones(4)
 segments = cpu.Segments.of([4], [0], 0)
 segments.table[0, 1:] = p.ctypes.data, g.ctypes.data
 cpu.run(own.RULE, segments, np.array([own.RULE.row(own.RULE.complete({}), 1)]))
-stats = cpu._step_kernel(own.RULE.update, 0, 1, False).stats
+stats = cpu._step_kernel(
+    own.RULE.update, 1, "float64", segments.storage, False, False
+).stats
 print(p[0], sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 OWN = """
@@ -40,15 +44,20 @@ RULE = Rule("own", (Number("lr", 0.25),), (), lambda h, t: (h["lr"],), update)
 
 def test_no_hyperparameter_recompiles():
     rule = rules.ADAM
-    kernel = cpu._step_kernel(rule.update, 2, 8, False)
+    native = cpu.Storage("", ("", ""))
+    kernels = [
+        cpu._step_kernel(rule.update, 8, dtype, native, False, False)
+        for dtype in ("float64", "float32")
+    ]
     for dtype in (np.float64, np.float32):
         p, g, state = start(rule, 10, dtype=dtype)
         for lr, betas, decay in ((0.1, (0.9, 0.99), 0.0), (0.2, (0.5, 0.9), 0.1), (0, (0, 0), 1)):
             hyper = rule.complete({"lr": lr, "betas": betas, "weight_decay": decay})
             by_kernel(rule, p, g, state, hyper, 3)
             by_kernel(rule, *(a.reshape(2, 5) for a in (p, g)), state, hyper, 4)
-    assert len(kernel.signatures) == 2
-    assert cpu._step_kernel(rule.update, 2, 8, False) is kernel
+    assert [len(kernel.signatures) for kernel in kernels] == [1, 1]
+    for dtype, kernel in zip(("float64", "float32"), kernels, strict=True):
+        assert cpu._step_kernel(rule.update, 8, dtype, native, False, False) is kernel
 
 
 def run(path: Path, cache: Path, module: str = "known") -> tuple[float, int, int]:
@@ -83,12 +92,51 @@ def scaled(scale):
     return lambda p, g, lr: (p - scale * lr * g,)
 
 
+def by_a_list(scales):
+    return lambda p, g, lr: (p - scales[0] * lr * g,)
+
+
 def test_what_leans_on_unseen_values_is_not_cached():
     assert cpu._fingerprint(rules.ADAM.update) is not None
-    assert cpu._fingerprint(scaled(2.0)) is None
+    assert cpu._fingerprint(by_a_list([2.0])) is None
     assert cpu._fingerprint(lambda p, g, lr: (p - start(p) * g,)) is None
     assert cpu._fingerprint(lambda p, g, lr=2.0: (p - lr * g,)) is None
     assert cpu._fingerprint(max) is None
+
+
+def test_numbers_and_functions_that_are_closed_over_are_part_of_the_fingerprint():
+    prints = [cpu._fingerprint(scaled(s)) for s in (2.0, 3.0, 2.0)]
+    assert prints[0] == prints[2] != prints[1]
+    adam, lion = (cpu._fingerprint(averaged(r).update) for r in (rules.ADAM, rules.LION))
+    assert adam is not None
+    assert lion not in (None, adam)
+
+
+LOADS_BOTH = """
+import sys
+import numpy as np
+from tests.kernels.executors import by_kernel, by_reference, gap, start
+from thalweg import rules
+
+for name in sys.argv[1:]:
+    rule = getattr(rules, name)
+    p, g, state = start(rule, 100)
+    hyper = rule.complete({"lr": 0.1})
+    found, _ = by_kernel(rule, p, g, state, hyper, 2)
+    expected, _ = by_reference(rule, p, g, state, hyper, 2)
+    assert gap(found, expected) < 1e-14, name
+"""
+
+
+def test_kernels_of_two_processes_are_not_taken_for_each_other(tmp_path):
+    # Numba names what it compiles by a count that begins anew in each process.
+    for names in (["MOMENTUM"], ["SIGNUM"], ["MOMENTUM", "SIGNUM"]):
+        subprocess.run(
+            [sys.executable, "-c", LOADS_BOTH, *names],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            cwd=Path(__file__).parents[2],
+            check=True,
+        )
 
 
 def test_a_fingerprint_is_the_maths_and_not_where_it_stands():

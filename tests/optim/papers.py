@@ -141,8 +141,22 @@ def radam(
 
 # Kingma, Ba 2015, algorithm 2; eps beside |g| as in torch (the paper has none).
 @named("Adamax")
-def adamax(x, g, s, t, *, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-    g = g + weight_decay * x
+def adamax(
+    x,
+    g,
+    s,
+    t,
+    *,
+    lr=2e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
+):
+    if decoupled_weight_decay:
+        x = x * (1 - lr * weight_decay)
+    else:
+        g = g + weight_decay * x
     m = average(s, "m", g, betas[0])
     s["u"] = torch.maximum(betas[1] * s.get("u", torch.zeros_like(g)), g.abs() + eps)
     return x - lr / (1 - betas[0] ** t) * m / s["u"]
@@ -275,7 +289,7 @@ def signum(x, g, s, t, *, lr=1e-4, momentum=0.9, weight_decay=0.0):
 # the rate is multiplied by the root mean square of x, halved for biases, which do not decay.
 @named("Tiger")
 def tiger(x, g, s, t, *, lr=1e-3, momentum=0.965, weight_decay=0.01):
-    return x * (1 - lr * weight_decay) - lr * torch.sign(average(s, "m", g, beta))
+    return x * (1 - lr * weight_decay) - lr * torch.sign(average(s, "m", g, momentum))
 
 
 # Averages of the path.

@@ -10,6 +10,9 @@ import torch
 from tests.optim.cases import ALL, CASES, name_of
 from tests.optim.digits import distance, network, train
 from tests.optim.literal import Literal
+from thalweg import optim
+from thalweg.optim import classes
+from thalweg.optim.registry import MAIN, OPTIMIZERS
 
 STEPS = 100
 
@@ -64,14 +67,12 @@ def test_a_bad_override_names_its_group(entry):
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
-def test_signature_and_defaults_are_torchs(entry):
-    ours = inspect.signature(entry.constructor).parameters
-    theirs = inspect.signature(entry.oracle).parameters
-    if entry.name in ("momentum", "nag"):  # their defaults and order are their own
-        shared = {"params", "lr", "weight_decay"}
-        assert shared <= set(ours)
-        return
+@pytest.mark.parametrize(
+    "name", [n for n in optim.__all__ if hasattr(torch.optim, n) and n in classes.__all__]
+)
+def test_signature_and_defaults_are_torchs(name):
+    ours = inspect.signature(getattr(optim, name)).parameters
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters
     positional = [n for n, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
     for name, parameter in theirs.items():
@@ -80,7 +81,8 @@ def test_signature_and_defaults_are_torchs(entry):
 
 
 def test_names_labels_and_colors_are_distinct():
-    rows = CASES.values()
-    for attribute in ("name", "label", "color", "constructor", "rule"):
-        assert len({getattr(row, attribute) for row in rows}) == len(rows) == 7
+    rows = OPTIMIZERS.values()
+    for attribute in ("name", "label", "constructor", "rule"):
+        assert len({getattr(row, attribute) for row in rows}) == len(rows)
     assert list(OPTIMIZERS) == [row.name for row in rows]
+    assert len({OPTIMIZERS[name].color for name in MAIN}) == len(MAIN) == 7

@@ -84,9 +84,11 @@ def test_copies_and_checkpoints_keep_the_rule():
 
 def test_its_hyperparameters_are_checked():
     p = [torch.zeros(2)]
-    with pytest.raises(HyperparameterError, match="sign of average: beta must be in"):
+    with pytest.raises(HyperparameterError, match="Own: beta must be in"):
         Own(p, beta=1.0)
-    with pytest.raises(HyperparameterError, match="there is no hyperparameter 'bta'"):
+    with pytest.raises(
+        TypeError, match="Own: there is no argument 'bta'; it takes params, lr, beta"
+    ):
         Own(p, bta=0.9)
 
 

@@ -54,8 +54,10 @@ def by_hand(task, entry, lr, seed, budget):
             optimizer.step()
             losses.append(loss.item())
         step += len(losses)
+        optimizer.eval()
         with torch.no_grad():
             outputs = model(task.validation.x)
+        optimizer.train()
         found.append(
             (
                 np.mean(losses),

@@ -7,6 +7,7 @@ import pytest
 
 from thalweg import rules
 from thalweg.kernels.reference import descend
+from thalweg.rules.rule import HEAD
 
 START = np.array([0.3, -1.7, 4.0])
 GRADIENTS = [1e-3, 0.7, -25.0]
@@ -83,7 +84,7 @@ def test_5_sutskevers_momentum_parts_from_torchs_when_the_rate_changes():
         for t in range(1, count + 2):
             hyper = rule.complete({"lr": lr if t <= count else other, "momentum": mu, "form": form})
             row = rule.row(hyper, t)
-            x, v = rule.update(x, g, v, *row[3:])
+            x, v = rule.update(x, g, v, *row[HEAD:])
             path.append(float(x))
         return path
 

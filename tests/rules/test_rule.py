@@ -7,17 +7,10 @@ import pytest
 import torch
 
 from thalweg import rules
+from thalweg.optim.registry import OPTIMIZERS
 from thalweg.rules import Choice, Flag, HyperparameterError, Number
 
-ALL = (
-    rules.SGD,
-    rules.MOMENTUM,
-    rules.NAG,
-    rules.ADAGRAD,
-    rules.RMSPROP,
-    rules.ADADELTA,
-    rules.ADAM,
-)
+ALL = tuple(row.rule for row in OPTIMIZERS.values())
 HALF_OPEN = Number("beta", 0.9, low=0.0, high=1.0, high_open=True)
 
 
@@ -74,9 +67,11 @@ def test_an_unknown_name_lists_the_known():
 def test_defaults_are_in_range_and_complete(rule):
     complete = rule.complete({})
     assert complete == rule.defaults
-    assert rule.resolve(complete) == rule
+    resolved = rule.resolve(complete)
+    assert (resolved.name, resolved.state) == (rule.name, rule.state)
     assert len(rule.start(complete)) == len(rule.state)
-    assert all(isinstance(c, float) for c in rule.row(complete, 1))
+    row = rule.row(complete, 1, rule.start_scalars(complete))
+    assert all(isinstance(c, float) for c in row)
 
 
 def test_rules_are_told_apart_by_their_maths():

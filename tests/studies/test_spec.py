@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thalweg.optim.registry import OPTIMIZERS
+from thalweg.optim.registry import MAIN, OPTIMIZERS
 from thalweg.studies.spec import StudyError, StudySpec, plan, specify
 from thalweg.tasks import load
 
@@ -14,7 +14,7 @@ DIGITS = load("digits")
 
 def test_defaults_are_the_default_study():
     spec = specify(DIGITS)
-    assert spec.optimizers == tuple(OPTIMIZERS)
+    assert spec.optimizers == MAIN
     assert [len(rates) for _, rates in spec.lrs] == [9] * 7
     assert spec.epochs == 30
     assert len(plan(spec)) == 315

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from thalweg import __version__
+from thalweg.cli.optimizers import optimizers
 from thalweg.cli.study import study
 
 __all__ = ["app", "main"]
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("study")(study)
+app.command("optimizers")(optimizers)
 
 
 def _version(asked: bool) -> None:

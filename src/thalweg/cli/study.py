@@ -23,7 +23,10 @@ def study(
     task: Annotated[str, typer.Argument(help="Name of a built-in task, digits for one.")],
     optimizers: Annotated[
         str | None,
-        typer.Option(help="Names, separated by commas: sgd,adam. All by default."),
+        typer.Option(
+            help="Names, separated by commas: sgd,adamw. `thalweg optimizers` lists"
+            " them. By default sgd to adam."
+        ),
     ] = None,
     lr: Annotated[
         str | None,

@@ -22,8 +22,8 @@ _SOURCES = sha256(
 ).digest()
 
 # Numba numbers the functions of a process from 1, and names what it compiles by that. Two that were
-# compiled by different processes may have one name, and of two of one name that are loaded from disk
-# one gets the other's code (seen: a step by another rule). No two processes begin at one number.
+# compiled by different processes may have one name, and of two of one name that are loaded from
+# disk one gets the other's code (seen: a step by another rule). No two processes begin at one number.
 FunctionIdentity._unique_ids = count(randbits(48))
 
 

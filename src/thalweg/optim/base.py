@@ -71,7 +71,14 @@ class RuleOptimizer(Optimizer):
             cls.__doc__ = _documentation(cls, cls.__doc__ or "")
 
     def __init__(self, params: ParamsT, *arguments: Any, **hyper: Any) -> None:
-        bound = self.signature().bind(params, *arguments, **hyper)
+        taken = self.signature()
+        unknown = [name for name in hyper if name not in taken.parameters]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}: there is no argument {unknown[0]!r}; "
+                f"it takes {', '.join(taken.parameters)}"
+            )
+        bound = taken.bind(params, *arguments, **hyper)
         bound.apply_defaults()
         given = dict(bound.arguments)
         params = given.pop("params")
@@ -122,6 +129,8 @@ class RuleOptimizer(Optimizer):
 
         return start(self.state[p], self.rule.resolve(group, tuple(p.shape)), p, group)
 
+    # Nothing of it is a graph of tensors.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.
 
@@ -236,8 +245,9 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
-        # What torch.optim's checkpoints do not say.
+        # What torch.optim's checkpoints do not say; those from before there was maximize had none.
         for group in self.param_groups:
+            group.setdefault("maximize", False)
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 

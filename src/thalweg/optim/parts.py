@@ -71,7 +71,8 @@ class Batch:
         self.number = number
         self.meeting, self.seats = meeting, _seats(meeting, whole_parameters)
         self.dtype = NUMPY[whole_parameters[0].dtype]
-        self.step = torch.tensor([float(state["step"]) for state in self.states])
+        counts = [float(state["step"]) for state in self.states]
+        self.step = torch.tensor(counts, dtype=torch.float32)
         self.counts = self.step.numpy()
         self.scalars = np.array(
             [[float(state[name]) for state in self.states] for name in rule.scalars]
@@ -363,8 +364,14 @@ class Stack:
         """
         for p, owner in zip(self.parameters, self.owners, strict=True):
             refuse(p, owner)
-        return self.entries.hold() and all(
-            p.dtype == self.dtype and p.shape == self.shape for p in self.parameters
+        return (
+            self.entries.hold()
+            and all(p.dtype == self.dtype and p.shape == self.shape for p in self.parameters)
+            and all(
+                state[name].data_ptr() == slot.data_ptr()
+                for name, kept in self.kept.items()
+                for state, slot in zip(self.states, kept, strict=True)
+            )
         )
 
     def begin(self, groups: Sequence[Group]) -> None:
@@ -435,6 +442,7 @@ class Gathered(Stack):
 
     def _stack(self) -> None:
         """Leave the states the DTensors that they are."""
+        self.kept = {}
 
     def _open(self, members: list[int]) -> list[Tensor]:
         return [whole([self.states[i][name] for i in members]) for name in self.rule.state]

@@ -6,7 +6,7 @@ from thalweg.optim.base import OPTIONS, meaning
 from thalweg.optim.registry import OPTIMIZERS, Entry
 from thalweg.rules.rule import Rule
 
-__all__ = ["page"]
+__all__ = ["page", "part"]
 
 _INTRODUCTION = """\
 # Optimizers
@@ -38,7 +38,7 @@ _COMMON = """\
 def page() -> str:
     """The whole page, in Markdown."""
     common = [_line(OPTIMIZERS["sgd"].rule, name, "") for name in _shared()]
-    parts = [line for row in OPTIMIZERS.values() for line in _part(row)]
+    parts = [line for row in OPTIMIZERS.values() for line in part(row)]
     return "\n".join([_INTRODUCTION, _COMMON + "\n".join(common), "", *_overview(), *parts])
 
 
@@ -69,7 +69,8 @@ def _overview() -> Iterator[str]:
     yield "\nBytes are those of float32 parameters, for a matrix of 1024 by 1024.\n"
 
 
-def _part(row: Entry) -> Iterator[str]:
+def part(row: Entry) -> Iterator[str]:
+    """Lines of one optimizer's page, in Markdown."""
     rule = row.rule
     yield f"## {row.constructor.__name__}\n"
     yield f"{(row.constructor.__doc__ or '').splitlines()[0]}\n"

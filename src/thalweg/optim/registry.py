@@ -85,7 +85,8 @@ def _entry(constructor: type[RuleOptimizer], place: int) -> Entry:
 
 
 def _all() -> dict[str, Entry]:
-    by_name = {key(name): getattr(classes, name) for name in classes.__all__}
+    # In the order in which the module defines them, which is by family.
+    by_name = {key(name): c for name, c in vars(classes).items() if name in classes.__all__}
     first = {name: by_name.pop(name) for name in MAIN}
     rows = [_entry(constructor, i) for i, constructor in enumerate((first | by_name).values())]
     return {row.name: row for row in rows}

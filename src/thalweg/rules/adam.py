@@ -84,6 +84,13 @@ _ADAM_HYPER = (
 )
 
 
+def _adam_conflict(hyper: Hyper) -> str | None:
+    beta1, beta2 = hyper["betas"]
+    if isinstance(beta1, float | int) != isinstance(beta2, float | int):
+        return f"betas must be either both floats or both tensors, got {hyper['betas']!r}"
+    return None
+
+
 def _adam_variant(hyper: Hyper) -> Rule:
     return _AMSGRAD if hyper["amsgrad"] else ADAM
 
@@ -95,6 +102,7 @@ ADAM = Rule(
     _adam_coefficients,
     _adam,
     variant=_adam_variant,
+    conflict=_adam_conflict,
     moments=_MOMENTS,
     paper="Kingma and Ba (2015), Adam: a method for stochastic optimization, ICLR, "
     "arXiv:1412.6980, algorithm 1; AMSGrad: Reddi, Kale and Kumar (2018), arXiv:1904.09237, "

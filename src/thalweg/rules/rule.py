@@ -202,6 +202,14 @@ def _plain(x: Any) -> Any:
     return float(x) if isinstance(x, np.ndarray | np.generic) and np.ndim(x) == 0 else x
 
 
+def _in_floats(hyper: Hyper) -> Hyper:
+    """The same with floats for tensors of one element, in whose dtype sums would go on."""
+    betas = hyper.get("betas", ())
+    if type(hyper["lr"]) in (float, int) and all(type(beta) in (float, int) for beta in betas):
+        return hyper
+    return {**hyper, "lr": float(hyper["lr"]), "betas": tuple(map(float, betas))}
+
+
 def _never(hyper: Hyper) -> float:
     return float("inf")
 
@@ -338,7 +346,7 @@ class Rule:
             step: counting from 1.
             scalars: as the step before left them.
         """
-        hyper = self.reads(hyper)
+        hyper = _in_floats(self.reads(hyper))
         bound = hyper["clip_value"]
         decay = hyper["weight_decay"]
         decoupled = not self.own_decay and hyper["decoupled_weight_decay"]
@@ -372,7 +380,7 @@ class Rule:
         """Further coefficients of this step, and the scalars to keep (`advance`)."""
         if self.advance is None:
             return (), scalars
-        extra, after = self.advance(self.reads(hyper), step, sums, scalars)
+        extra, after = self.advance(_in_floats(self.reads(hyper)), step, sums, scalars)
         return tuple(map(_plain, extra)), tuple(map(_plain, after))
 
 
