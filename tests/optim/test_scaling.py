@@ -1,10 +1,9 @@
 """torch.amp.GradScaler: it scales the loss, and skips a step whose gradients overflowed."""
 
-import pytest
 import torch
 from torch import nn
 
-from tests.optim.cases import TORCHS
+from tests.optim.cases import TORCH_ROWS
 from tests.optim.digits import distance, loss_of, network
 
 
@@ -24,14 +23,14 @@ def train(model, optimizer, steps, overflows):
     return scales
 
 
-@pytest.mark.parametrize("case", TORCHS, ids=lambda case: case.name)
-def test_scaled_clipped_and_skipped_as_in_torch(case):
-    valid = case.valid[0]
+@TORCH_ROWS
+def test_scaled_clipped_and_skipped_as_in_torch(entry):
+    valid = entry.valid[0]
     ours, theirs = network(torch.float32), network(torch.float32)
-    a = case.constructor(ours.parameters(), **valid.arguments)
-    b = case.oracle(theirs.parameters(), **valid.oracle)
+    a = entry.constructor(ours.parameters(), **valid.arguments)
+    b = entry.oracle(theirs.parameters(), **valid.oracle)
     scales = train(ours, a, 20, overflows={7})
     assert scales == train(theirs, b, 20, overflows={7})
     assert scales[7] == scales[6] / 2
     assert {float(state["step"]) for state in a.state.values()} == {19}
-    assert distance(ours, theirs) < case.tolerance[0]
+    assert distance(ours, theirs) < entry.tolerance[0]
