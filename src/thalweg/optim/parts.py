@@ -1,9 +1,12 @@
 """Parameters that take their step together, by kernel, one by one, or as a stack of matrices.
 
 Each part can do the same: `locate` its memory (False if a tensor belongs elsewhere now), `begin` a
-step (coefficients), take the `squares` of the gradients and the `sums` of its rule's terms, which
-the step of other parts may need too, and `finish` it; `shift` moves parameters to where the rule
-takes the gradient.
+step (coefficients), take the `squares` of the gradients, `bound` their norm, take the `sums` of its
+rule's terms, which the step of other parts may need too, and `finish` it; `shift` moves parameters
+to where the rule takes the gradient.
+
+Of DTensors a part takes what lies in this process, and its squares and sums are of that alone: they
+are added up at its ``meeting``, where its parameters have the rows ``seats``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +20,24 @@ from torch import Tensor
 
 from thalweg.kernels import addresses, cpu, tensors
 from thalweg.kernels.objects import Entries
-from thalweg.kernels.storage import SCALED
+from thalweg.kernels.storage import SCALED, scales
+from thalweg.optim.shards import (
+    Meeting,
+    Shards,
+    is_sharded,
+    laid_out_alike,
+    laid_out_as,
+    part_of,
+    put,
+    whole,
+)
 from thalweg.optim.state import scale_of
-from thalweg.rules.rule import Row, Rule, Sums
+from thalweg.rules.rule import Row, Rule
 
-__all__ = ["NUMPY", "Batch", "Group", "Loose", "Member", "Part", "Stack"]
+__all__ = ["NUMPY", "Batch", "Gathered", "Group", "Loose", "Member", "Part", "Stack"]
 
 Group = dict[str, Any]
+Sums2d: TypeAlias = NDArray[np.float64]  # (parameters, terms)
 Member = tuple[Tensor, int, dict[str, Any], str]  # parameter, group, state, name in errors
 
 # What a kernel computes a dtype in.
@@ -45,30 +59,41 @@ class Batch:
     """
 
     def __init__(
-        self, rule: Rule, storage: cpu.Storage, members: Sequence[Member], number: int
+        self,
+        rule: Rule,
+        storage: cpu.Storage,
+        members: Sequence[Member],
+        number: int,
+        meeting: Meeting | None = None,
     ) -> None:
-        parameters, groups, self.states, _ = zip(*members, strict=True)
+        whole_parameters, groups, self.states, _ = zip(*members, strict=True)
         self.rule = rule
         self.number = number
-        self.dtype = NUMPY[parameters[0].dtype]
+        self.meeting, self.seats = meeting, _seats(meeting, whole_parameters)
+        self.dtype = NUMPY[whole_parameters[0].dtype]
         counts = [float(state["step"]) for state in self.states]
         self.step = torch.tensor(counts, dtype=torch.float32)
         self.counts = self.step.numpy()
         self.scalars = np.array(
             [[float(state[name]) for state in self.states] for name in rule.scalars]
-        ).reshape(len(rule.scalars), len(parameters))
-        kept = torch.from_numpy(self.scalars)
+        ).reshape(len(rule.scalars), len(members))
+        scalars = torch.from_numpy(self.scalars)
         for i, state in enumerate(self.states):
             state["step"] = self.step[i]
             for k, name in enumerate(rule.scalars):
-                state[name] = kept[k, i]
-        scales = [
+                state[name] = scalars[k, i]
+        its_scales = [
             scale_of(name) if kind in SCALED else name
             for name, kind in zip(rule.state, storage.states, strict=True)
         ]
-        named = rule.state if storage.native else (*rule.state, *scales)
+        named = rule.state if storage.native else (*rule.state, *its_scales)
         self.entries = Entries(self.states, ("step", *dict.fromkeys(named), *rule.scalars))
-        columns = [[state[name] for state in self.states] for name in named]
+        self.shards: Shards | None = None
+        if any(map(is_sharded, whole_parameters)):
+            kept = [state[name] for state in self.states for name in named]
+            self.shards = Shards(whole_parameters, kept)
+        parameters = [part_of(p) for p in whole_parameters]
+        columns = [[part_of(state[name]) for state in self.states] for name in named]
         self.located = addresses.Located(parameters, columns, self.counts)
         # Imaginary parts of conjugates: contiguous if of one element, and stored with the
         # opposite sign.
@@ -84,6 +109,8 @@ class Batch:
 
     def locate(self) -> bool:
         """Read all addresses; False if a tensor is no longer one that the kernel takes."""
+        if self.shards is not None and not self.shards.lend():
+            return False
         taken, changed, even = self.located.read(self.segments.table)
         if changed:
             present = self.located.present.astype(bool)
@@ -126,61 +153,60 @@ class Batch:
             self.which = which
             self.segments.rows[:] = which
 
-    def squares(self) -> float:
-        """Sum of the squares of the gradients."""
+    def squares(self) -> Sums2d:
+        """Sums of the squares of the gradients, ``(parameters, 1)``."""
         plain = np.tile(np.array([[1.0, np.inf, 0.0, 1.0]], self.dtype), (len(self.rows), 1))
         bare = replace(self.segments, storage=replace(self.segments.storage, states=()))
-        return float(cpu.measure(_SQUARE, bare, plain).sum())
+        return cpu.measure(_SQUARE, bare, plain)
 
-    def _measure(self) -> NDArray[np.float64]:
+    def bound(self, factors: Mapping[int, Any]) -> None:
+        """Multiply gradients.
+
+        Args:
+            factors: for groups, by `id`, that bound the norm of the gradient, by what.
+        """
+        self.rows = [
+            (row[0] * factors.get(id(kind[0]), 1.0), *row[1:])
+            for row, kind in zip(self.rows, self.kinds, strict=True)
+        ]
+
+    def sums(self) -> Sums2d:
+        """Sums of the rule's terms, ``(parameters, terms)``; zeros where there is no gradient."""
         rows = np.array(self.rows, dtype=self.dtype)
         return cpu.measure(self.rule, self.segments, rows, self.bounded)
 
-    def sums(self) -> Sums:
-        """Sums of the rule's terms over all parameters that have a gradient."""
-        return tuple(self._measure().sum(axis=0).tolist())
-
-    def finish(self, groups: Sequence[Group], factors: Mapping[int, Any], totals: Sums) -> None:
+    def finish(self, sums: Sums2d | None) -> None:
         """Take the step, and count it.
 
         Args:
-            groups: of the optimizer.
-            factors: for groups, by `id`, that bound the norm of the gradient, what to multiply it
-                by.
-            totals: for joint rules, their sums over all parts.
+            sums: of the rule's terms over each whole parameter, or for joint rules ``(1, terms)``
+                over all parts; None for rules without terms.
         """
         rows: Any = self.rows
-        if factors:
-            rows = self._bound_norm(factors)
         if self.rule.advance is not None:
-            rows = self._advance(rows, totals)
+            rows = self._advance(rows, sums)
         cpu.run(
             self.rule,
             self.segments,
             np.array(rows, dtype=self.dtype),
             self.bounded,
-            _seed(int(self.counts.max()), self.number),
+            _seed(int(self.counts.max()), self.number, self.meeting),
         )
         self.counts[:] = self.located.upcoming
+        if self.shards is not None:
+            self.shards.take_back()
 
-    def _bound_norm(self, factors: Mapping[int, Any]) -> list[Row]:
-        self.rows = [
-            (row[0] * factors.get(id(kind[0]), 1.0), *row[1:])
-            for row, kind in zip(self.rows, self.kinds, strict=True)
-        ]
-        return self.rows
-
-    def _advance(self, rows: Sequence[Row], totals: Sums) -> NDArray[np.float64]:
+    def _advance(self, rows: Sequence[Row], sums: Sums2d | None) -> NDArray[np.float64]:
         """Rows with what follows from the sums, and the scalars of the next step."""
         rule, which = self.rule, self.which
-        if rule.terms is None or rule.joint:
+        if sums is None or rule.joint:
+            totals = () if sums is None else tuple(sums[0].tolist())
             found = [rule.go_on(g, count, totals, scalars) for g, count, scalars in self.kinds]
             after = np.array([scalars for _, scalars in found]).reshape(len(found), -1)
             present = self.located.present.astype(bool)
             self.scalars[:, present] = after[which[present]].T
             return np.array([(*row, *extra) for row, (extra, _) in zip(rows, found, strict=True)])
         # A row of its own for every tensor.
-        sums = self._measure()
         every = np.array(rows)[which]
         extras: NDArray[np.float64] | None = None
         for k, (group, count, scalars) in enumerate(self.kinds):
@@ -199,6 +225,8 @@ class Batch:
         every = replace(self.segments, blocks=self.blocks)
         self._find_rows(groups, self.counts + 1)
         cpu.shift(self.rule, every, np.array(self.rows, dtype=self.dtype))
+        if self.shards is not None:
+            self.shards.take_back()
 
 
 class Loose:
@@ -210,11 +238,14 @@ class Loose:
         storage: cpu.Storage,
         member: Member,
         number: int,
+        meeting: Meeting | None = None,
         shares_memory: bool = False,
     ) -> None:
         self.rule, self.storage, self.number = rule, storage, number
         self.shares_memory = shares_memory  # with another, so that one has to come after the other
         self.p, self.group, self.state, self.owner = member
+        self.meeting, self.seats = meeting, _seats(meeting, [self.p])
+        self.gradient: Tensor | None = None
 
     def locate(self) -> bool:
         """Whether the kernel still could not take it.
@@ -226,79 +257,104 @@ class Loose:
         return self.shares_memory or not fits(self.rule, self.storage, self.p, self.state)
 
     def begin(self, groups: Sequence[Group]) -> None:
-        """Coefficients of this step."""
-        if self.p.grad is not None:
+        """Coefficients of this step, and the gradient laid out as the parameter."""
+        g = self.p.grad
+        self.gradient = None if g is None else laid_out_as(self.p, g)
+        if g is not None:
             self._find_row(groups)
 
     def _find_row(self, groups: Sequence[Group]) -> None:
-        group = groups[self.group]
+        self.hyper = groups[self.group]
         self.count = int(self.state["step"]) + 1
         self.scalars = tuple(float(self.state[name]) for name in self.rule.scalars)
-        self.row = self.rule.row(group, self.count, self.scalars)
+        self.row = self.rule.row(self.hyper, self.count, self.scalars)
+
+    def _scale(self, name: str) -> Tensor | None:
+        scale = self.state.get(scale_of(name))
+        return None if scale is None else part_of(scale).view(-1)[: scales(part_of(self.p).numel())]
 
     def _arrays(self) -> tuple[Tensor, ...]:
-        assert self.p.grad is not None
         kinds = self.storage.states
         return tuple(
-            tensors.opened(kind, self.state[name], self.state.get(scale_of(name)), self.p.dtype)
+            tensors.opened(kind, part_of(self.state[name]), self._scale(name), self.p.dtype)
             for kind, name in zip(kinds, self.rule.state, strict=True)
         )
 
-    def squares(self) -> Any:
-        """Sum of the squares of the gradient."""
-        return 0.0 if self.p.grad is None else float(self.p.grad.double().square().sum())
+    def squares(self) -> Sums2d:
+        """Sum of the squares of the gradient, ``(1, 1)``."""
+        g = self.gradient
+        return np.array([[0.0 if g is None else float(g.double().square().sum())]])
 
-    def sums(self) -> Sums:
-        """Sums of the rule's terms."""
-        if self.p.grad is None:
-            return ()
-        found = tensors.measure(self.rule, self.p, self.p.grad, self._arrays(), self.row)
-        return tuple(float(s) for s in found)
+    def bound(self, factors: Mapping[int, Any]) -> None:
+        """Multiply the gradient by the factor of its group, if that is there by its `id`."""
+        if self.gradient is not None:
+            self.row = (self.row[0] * factors.get(id(self.hyper), 1.0), *self.row[1:])
 
-    def finish(self, groups: Sequence[Group], factors: Mapping[int, Any], totals: Sums) -> None:
+    def sums(self) -> Sums2d:
+        """Sums of the rule's terms, ``(1, terms)``; no terms without a gradient."""
+        if self.gradient is None:
+            return np.zeros((1, 0))
+        part, state = part_of(self.p), self._arrays()
+        found = tensors.measure(self.rule, part, self.gradient, state, self.row)
+        return np.array([[float(s) for s in found]])
+
+    def finish(self, sums: Sums2d | None) -> None:
         """Take the step, if there is a gradient."""
-        if self.p.grad is None:
+        g, p = self.gradient, part_of(self.p)
+        if g is None:
             return
-        group = groups[self.group]
-        if id(group) in factors:
-            self.row = (self.row[0] * factors[id(group)], *self.row[1:])
-        sums = self.sums() if self.rule.terms is not None and not self.rule.joint else totals
-        extra, scalars = self.rule.go_on(group, self.count, sums, self.scalars)
-        state = self._arrays()
-        new = tensors.stepped(self.rule, self.p, self.p.grad, state, self.row, extra)
-        seed = _seed(self.count - 1, self.number)
-        tensors.close(self.storage.parameter, self.p, None, new[0], self.storage.at_random, seed)
+        if self.shares_memory and sums is not None and not self.rule.joint:
+            sums = self.sums()  # after the step of the others
+        totals = () if sums is None else tuple(sums[0].tolist())
+        extra, scalars = self.rule.go_on(self.hyper, self.count, totals, self.scalars)
+        new = tensors.stepped(self.rule, p, g, self._arrays(), self.row, extra)
+        seed = _seed(self.count - 1, self.number, self.meeting)
+        tensors.close(self.storage.parameter, p, None, new[0], self.storage.at_random, seed)
         for kind, name, value in zip(self.storage.states, self.rule.state, new[1:], strict=True):
-            scale = self.state.get(scale_of(name))
-            tensors.close(kind, self.state[name], scale, value, False, seed)
+            tensors.close(kind, part_of(self.state[name]), self._scale(name), value, False, seed)
         for name, number in zip(self.rule.scalars, scalars, strict=True):
             self.state[name].fill_(float(number))
         self.state["step"] += 1
+        self._written()
         if self.storage.clear:
-            self.p.grad.zero_()
+            assert self.p.grad is not None
+            part_of(self.p.grad).zero_()
+        self.gradient = None
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Move the parameter to where the next step takes the gradient."""
         self._find_row(groups)
-        tensors.shift(self.rule, self.p, self._arrays(), self.row)
+        tensors.shift(self.rule, part_of(self.p), self._arrays(), self.row)
+        self._written()
+
+    def _written(self) -> None:
+        """Tell autograd of a DTensor what it sees of its part by itself."""
+        if is_sharded(self.p):
+            torch.autograd.graph.increment_version(self.p)
 
 
 class Stack:
     """Parameters of one shape whose rule needs them whole, taken as one tensor of all of them."""
+
+    meeting, seats = None, np.zeros(0, dtype=np.int64)
 
     def __init__(self, rule: Rule, storage: cpu.Storage, members: Sequence[Member]) -> None:
         self.rule, self.storage = rule, storage
         self.parameters, self.indices, self.states, self.owners = map(
             list, zip(*members, strict=True)
         )
-        self.kept = {
-            name: torch.stack([state[name] for state in self.states]) for name in rule.state
-        }
-        for i, state in enumerate(self.states):
-            for name in rule.state:
-                state[name] = self.kept[name][i]
+        self._stack()
         self.entries = Entries(self.states, ("step", *rule.state))
         self.dtype, self.shape = self.parameters[0].dtype, self.parameters[0].shape
+
+    def _stack(self) -> None:
+        """Keep each state of all of them in one tensor, of which those of each are views."""
+        self.kept = {
+            name: torch.stack([state[name] for state in self.states]) for name in self.rule.state
+        }
+        for i, state in enumerate(self.states):
+            for name in self.rule.state:
+                state[name] = self.kept[name][i]
 
     def locate(self) -> bool:
         """Whether all are what they were.
@@ -330,51 +386,83 @@ class Stack:
             for (g, count), members in shares.items()
         ]
 
-    def squares(self) -> Any:
-        """Sum of the squares of the gradients."""
+    def squares(self) -> Sums2d:
+        """Sums of the squares of the gradients, ``(parameters with one, 1)``."""
         present = [p.grad for p in self.parameters if p.grad is not None]
-        return sum(float(g.double().square().sum()) for g in present)
+        return np.array([[float(whole([g.double().square().sum()]))] for g in present])
 
-    def sums(self) -> Sums:
+    def bound(self, factors: Mapping[int, Any]) -> None:
+        """Multiply the gradients of groups, to be found by `id`, by their factors."""
+        self.shares = [
+            (members, group, (row[0] * factors.get(id(group), 1.0), *row[1:]))
+            for members, group, row in self.shares
+        ]
+
+    def sums(self) -> Sums2d:
         """Rules of whole tensors have no terms."""
-        return ()
+        return np.zeros((0, 0))
 
     @torch.no_grad()
-    def finish(self, groups: Sequence[Group], factors: Mapping[int, Any], totals: Sums) -> None:
+    def finish(self, sums: Sums2d | None) -> None:
         """Take the step of all that have a gradient."""
-        for members, group, row in self.shares:
-            row = (row[0] * factors.get(id(group), 1.0), *row[1:])
-            chosen = [self.parameters[i] for i in members]
-            gradients = [p.grad for p in chosen if p.grad is not None]
-            everyone = len(members) == len(self.parameters)
-            state = [k if everyone else k[members] for k in self.kept.values()]
-            p, g = _stacked(chosen), _stacked(gradients)
-            new = tensors.stepped(self.rule, p, g, state, row, ())
-            torch._foreach_copy_(chosen, list(new[0].to(self.dtype).unbind(0)))
-            for kept, value in zip(self.kept.values(), new[1:], strict=True):
-                if everyone:
-                    kept.copy_(value)
-                else:
-                    kept[members] = value.to(kept.dtype)
+        for members, _, row in self.shares:
+            gradients = [g for i in members if (g := self.parameters[i].grad) is not None]
+            p, g = whole([self.parameters[i] for i in members]), whole(gradients)
+            new = tensors.stepped(self.rule, p, g, self._open(members), row)
+            put([self.parameters[i] for i in members], new[0])
+            self._close(members, new[1:])
             for i in members:
                 self.states[i]["step"] += 1
             if self.storage.clear:
-                torch._foreach_zero_(gradients)
+                torch._foreach_zero_([part_of(g) for g in gradients])
+
+    def _open(self, members: list[int]) -> list[Tensor]:
+        """Each state of some of the stack, ``(members, *shape)``."""
+        everyone = len(members) == len(self.parameters)
+        return [kept if everyone else kept[members] for kept in self.kept.values()]
+
+    def _close(self, members: list[int], new: Sequence[Tensor]) -> None:
+        """Write the states, ``(members, *shape)`` each."""
+        for kept, value in zip(self.kept.values(), new, strict=True):
+            if len(members) == len(self.parameters):
+                kept.copy_(value)
+            else:
+                kept[members] = value.to(kept.dtype)
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Rules of whole tensors take the gradient where the parameters are."""
 
 
+class Gathered(Stack):
+    """The same of DTensors, whose parts are gathered at each step.
+
+    Every process takes the whole step and keeps its part of the parameters, and of states of their
+    shape; what else a rule keeps of a parameter every process has all of.
+    """
+
+    def _stack(self) -> None:
+        """Leave the states the DTensors that they are."""
+        self.kept = {}
+
+    def _open(self, members: list[int]) -> list[Tensor]:
+        return [whole([self.states[i][name] for i in members]) for name in self.rule.state]
+
+    def _close(self, members: list[int], new: Sequence[Tensor]) -> None:
+        for name, value in zip(self.rule.state, new, strict=True):
+            put([self.states[i][name] for i in members], value)
+
+
 Part: TypeAlias = Batch | Loose | Stack
 
 
-def _stacked(some: Sequence[Tensor]) -> Tensor:
-    return some[0].detach()[None] if len(some) == 1 else torch.stack(list(some))
+def _seats(meeting: Meeting | None, parameters: Sequence[Tensor]) -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64) if meeting is None else meeting.seats(parameters)
 
 
-def _seed(count: int, number: int) -> int:
-    """Different at each step and for each part, the same when resumed."""
-    return (count * 0x9E3779B1 + number * 0x85EBCA6B) & 0x7FFFFFFF
+def _seed(count: int, number: int, meeting: Meeting | None) -> int:
+    """Different at each step, for each part and each process's share, the same when resumed."""
+    place = 0 if meeting is None else meeting.place
+    return (count * 0x9E3779B1 + number * 0x85EBCA6B + place * 0xC2B2AE35) & 0x7FFFFFFF
 
 
 def refuse(p: Tensor, owner: str) -> None:
@@ -385,6 +473,17 @@ def refuse(p: Tensor, owner: str) -> None:
                 f"{owner}: the {what} is {t.dtype} with layout {t.layout}; "
                 "only dense tensors of real floating point are taken"
             )
+    if is_sharded(p):
+        if any(placement.is_partial() for placement in p.placements):
+            raise TypeError(
+                f"{owner}: the parameter is a DTensor with placements {p.placements}, whose parts "
+                "have still to be added up; redistribute it before"
+            )
+        if p.grad is not None and not is_sharded(p.grad):
+            raise TypeError(
+                f"{owner}: the parameter is a DTensor and its gradient a plain tensor; make the "
+                "gradient one by torch.distributed.tensor.distribute_tensor"
+            )
 
 
 def _negative(p: Tensor) -> bool:
@@ -393,11 +492,20 @@ def _negative(p: Tensor) -> bool:
 
 def fits(rule: Rule, storage: cpu.Storage, p: Tensor, state: Mapping[str, Any]) -> bool:
     """Whether the kernel takes a parameter, its gradient and its state as they are now."""
-    same = [p] if p.grad is None else [p, p.grad]
     kept = [state[name] for name in rule.state]
+    same = [p] if p.grad is None else [p, p.grad]
+    if is_sharded(p):
+        if not all(laid_out_alike(p, t) for t in same):
+            return False
+        kept, same = [part_of(t) for t in kept], [part_of(t) for t in same]
+        # A part is lent a gradient, which only a leaf can have; and one may be on its way, as a
+        # class of its own.
+        plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in (*kept, *same))
+        if not plain or not same[0].is_leaf:
+            return False
     return (
         not rule.whole
-        and type(p) in (Tensor, torch.nn.Parameter)
+        and type(same[0]) in (Tensor, torch.nn.Parameter)
         and p.dtype in NUMPY
         and (storage.native or p.dtype != torch.float64)
         and all(t.dtype == p.dtype for t in same)
@@ -408,7 +516,7 @@ def fits(rule: Rule, storage: cpu.Storage, p: Tensor, state: Mapping[str, Any]) 
         and all(
             t.device.type == "cpu"
             and t.layout == torch.strided
-            and t.numel() == p.numel()
+            and t.numel() == same[0].numel()
             and t.is_contiguous()
             and not t.is_neg()
             and not t.is_inference()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from thalweg.optim.shards import laid_out_alike, part_of, side_by_side, with_part
 from thalweg.rules.rule import Hyper, Rule
 
 if TYPE_CHECKING:
@@ -82,13 +83,22 @@ def _start_one(
     elif name in rule.shapes:
         state[name] = p.new_full(rule.shapes[name](tuple(p.shape)), value)
     elif kind.endswith("8"):
-        from thalweg.kernels.storage import encoded
-
-        plain = torch.full(p.shape, value, dtype=torch.float32, device=p.device)
-        state[name], state[scale_of(name)] = encoded(kind, plain, 0, at_random=False)
+        part = part_of(p)
+        plain = torch.full(part.shape, value, dtype=torch.float32, device=part.device)
+        _keep(state, name, kind, plain, p)
     else:
         dtype = _DTYPES.get(kind, p.dtype)
         state[name] = torch.full_like(p, value, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _keep(state: State, name: str, kind: str, values: Tensor, p: Tensor) -> None:
+    """Keep values, float32 and of the shape of the parameter's part, in their way of storing."""
+    from thalweg.kernels.storage import CHUNK, encoded
+
+    made, scale = encoded(kind, values, 0, at_random=False)
+    state[name] = with_part(p, made)
+    if scale is not None:
+        state[scale_of(name)] = side_by_side(p, scale, CHUNK)
 
 
 def keep_types(optimizer: "RuleOptimizer", state_dict: dict[str, Any]) -> None:
@@ -116,15 +126,23 @@ def _recode(
     state: State, name: str, kind: str, found: Tensor, scale: Tensor | None, p: Tensor
 ) -> None:
     """A saved moment in the way of storing that the group now asks for."""
-    from thalweg.kernels.storage import decoded, encoded
+    from thalweg.kernels.storage import CHUNK, decoded, scales
 
+    if scale is not None:
+        part = part_of(p)
+        like = side_by_side(p, torch.zeros(scales(part.numel())), CHUNK)
+        if not laid_out_alike(p, found) or scale.shape != like.shape:
+            raise ValueError(
+                f"the checkpoint has {name!r} in eight bits with scales of shape "
+                f"{tuple(scale.shape)}, and here they have {tuple(like.shape)}: each process has "
+                "its own; load it where parameters are cut up as where it was saved, or save it "
+                "from an optimizer with state='bfloat16'"
+            )
     if found.dtype == _DTYPES[kind]:
         state[name] = found.detach().to(p.device, copy=True)
         if scale is not None:
             state[scale_of(name)] = scale.detach().to(p.device, copy=True)
         return
     saved_kind = {torch.int8: "signed8", torch.uint8: "unsigned8"}.get(found.dtype, "")
-    values = decoded(saved_kind, found, scale).to(p.device)
-    state[name], kept = encoded(kind, values, 0, at_random=False)
-    if kept is not None:
-        state[scale_of(name)] = kept
+    its_scale = None if scale is None else part_of(scale).view(-1)[: scales(part.numel())]
+    _keep(state, name, kind, decoded(saved_kind, part_of(found), its_scale).to(p.device), p)

@@ -387,13 +387,13 @@ class Rule:
 @cache
 def averaged(rule: Rule) -> Rule:
     """The same rule, which keeps a moving average of the weights besides and answers with it."""
-    update, place = rule.update, len(rule.state)
-    # Numba wants to see that the places in a tuple are constants.
+    update, place, first = rule.update, len(rule.state), 0
+    # Numba wants to see that the places in a tuple are constants, and takes bare ones for numbers.
     keep, gain, after = place + 1, place + 2, place + 3
 
     def and_average(p: Any, g: Any, *rest: Any) -> tuple[Any, ...]:
         new = update(p, g, *rest[:place], *rest[after:])
-        return *new, rest[keep] * rest[place] + rest[gain] * new[0]
+        return *new, rest[keep] * rest[place] + rest[gain] * new[first]
 
     def coefficients(hyper: Hyper, step: int, *scalars: Any) -> Row:
         decay = hyper["ema_decay"]
