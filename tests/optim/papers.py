@@ -274,7 +274,7 @@ def signum(x, g, s, t, *, lr=1e-4, momentum=0.9, weight_decay=0.0):
 # Su 2023 (kexue.fm/archives/9512), without what bojone/tiger does by a parameter's name: there
 # the rate is multiplied by the root mean square of x, halved for biases, which do not decay.
 @named("Tiger")
-def tiger(x, g, s, t, *, lr=1e-3, beta=0.965, weight_decay=0.01):
+def tiger(x, g, s, t, *, lr=1e-3, momentum=0.965, weight_decay=0.01):
     return x * (1 - lr * weight_decay) - lr * torch.sign(average(s, "m", g, beta))
 
 

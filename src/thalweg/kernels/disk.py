@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
+from secrets import randbits
 from typing import Any
 
 import numba
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 
@@ -17,6 +20,11 @@ __all__ = ["c_function", "keep"]
 _SOURCES = sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
 ).digest()
+
+# Numba numbers the functions of a process from 1, and names what it compiles by that. Two that were
+# compiled by different processes may have one name, and of two of one name that are loaded from disk
+# one gets the other's code (seen: a step by another rule). No two processes begin at one number.
+FunctionIdentity._unique_ids = count(randbits(48))
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]

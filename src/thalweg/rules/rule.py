@@ -6,6 +6,8 @@ from functools import cache
 from numbers import Real
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from thalweg.rules.maths import maximum, minimum
 
 __all__ = [
@@ -195,6 +197,11 @@ def prepare(p: Any, g: Any, sign: Any, bound: Any, coupled: Any, shrink: Any) ->
     return shrink * p, maximum(minimum(sign * g, bound), -bound) + coupled * p
 
 
+def _plain(x: Any) -> Any:
+    """A NumPy scalar as a float, which does not make an array of a tensor it multiplies."""
+    return float(x) if isinstance(x, np.ndarray | np.generic) and np.ndim(x) == 0 else x
+
+
 def _never(hyper: Hyper) -> float:
     return float("inf")
 
@@ -365,7 +372,8 @@ class Rule:
         """Further coefficients of this step, and the scalars to keep (`advance`)."""
         if self.advance is None:
             return (), scalars
-        return self.advance(self.reads(hyper), step, sums, scalars)
+        extra, after = self.advance(self.reads(hyper), step, sums, scalars)
+        return tuple(map(_plain, extra)), tuple(map(_plain, after))
 
 
 @cache
