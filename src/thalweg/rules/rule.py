@@ -380,12 +380,13 @@ class Rule:
 def averaged(rule: Rule) -> Rule:
     """The same rule, which keeps a moving average of the weights besides and answers with it."""
     update, place = rule.update, len(rule.state)
-    # Numba wants to see that the places in a tuple are constants.
-    keep, gain, after = place + 1, place + 2, place + 3
+    # Numba wants to see that the places in a tuple are constants; and kernels make the numbers
+    # that are written in a rule's functions floating point.
+    keep, gain, after, first = place + 1, place + 2, place + 3, 0
 
     def and_average(p: Any, g: Any, *rest: Any) -> tuple[Any, ...]:
         new = update(p, g, *rest[:place], *rest[after:])
-        return *new, rest[keep] * rest[place] + rest[gain] * new[0]
+        return *new, rest[keep] * rest[place] + rest[gain] * new[first]
 
     def coefficients(hyper: Hyper, step: int, *scalars: Any) -> Row:
         decay = hyper["ema_decay"]
