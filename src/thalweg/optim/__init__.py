@@ -1,4 +1,6 @@
-"""Drop-in optimizers: a `torch.optim.Optimizer` in front of every rule."""
+"""Drop-in optimizers: a `torch.optim.Optimizer` in front of every rule, and some around another."""
+
+from torch.optim import LBFGS
 
 from thalweg.optim.base import RuleOptimizer, define, from_rule
 from thalweg.optim.classes import (
@@ -32,15 +34,20 @@ from thalweg.optim.classes import (
     Signum,
     Tiger,
 )
+from thalweg.optim.wrappers import GD, SAM, Accumulate, Lookahead, Wrapper
 
 __all__ = [
     "ADOPT",
     "ASGD",
+    "GD",
     "LAMB",
     "LARS",
+    "LBFGS",
     "NAG",
+    "SAM",
     "SGD",
     "SOAP",
+    "Accumulate",
     "AdEMAMix",
     "Adadelta",
     "Adafactor",
@@ -51,6 +58,7 @@ __all__ = [
     "Adan",
     "DAdaptAdam",
     "Lion",
+    "Lookahead",
     "Momentum",
     "Muon",
     "NAdam",
@@ -64,6 +72,7 @@ __all__ = [
     "Shampoo",
     "Signum",
     "Tiger",
+    "Wrapper",
     "define",
     "from_rule",
 ]
