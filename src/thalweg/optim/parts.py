@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thalweg.kernels import addresses, cpu, tensors
 from thalweg.kernels.objects import Entries
-from thalweg.kernels.storage import SCALED
+from thalweg.kernels.storage import NEXT_ARRAY, RANDOM16, SCALED, encoded, seeds
 from thalweg.optim.state import scale_of
 from thalweg.rules.rule import Row, Rule, Sums
 
@@ -158,7 +158,7 @@ class Batch:
             self.segments,
             np.array(rows, dtype=self.dtype),
             self.bounded,
-            _seed(int(self.counts.max()), self.number),
+            seeds(int(self.counts.max()), self.number),
         )
         self.counts[:] = self.located.upcoming
 
@@ -265,11 +265,12 @@ class Loose:
         extra, scalars = self.rule.go_on(group, self.count, sums, self.scalars)
         state = self._arrays()
         new = tensors.stepped(self.rule, self.p, self.p.grad, state, self.row, extra)
-        seed = _seed(self.count - 1, self.number)
-        tensors.close(self.storage.parameter, self.p, None, new[0], self.storage.at_random, seed)
-        for kind, name, value in zip(self.storage.states, self.rule.state, new[1:], strict=True):
-            scale = self.state.get(scale_of(name))
-            tensors.close(kind, self.state[name], scale, value, False, seed)
+        place, turn = seeds(self.count - 1, self.number)
+        tensors.close(self.storage.parameter, self.p, None, new[0], place, turn)
+        kept = zip(self.storage.states, self.rule.state, new[1:], strict=True)
+        for k, (kind, name, value) in enumerate(kept, start=2):
+            scale, own = self.state.get(scale_of(name)), place + NEXT_ARRAY * k
+            tensors.close(kind, self.state[name], scale, value, own, turn)
         for name, number in zip(self.rule.scalars, scalars, strict=True):
             self.state[name].fill_(float(number))
         self.state["step"] += 1
@@ -285,8 +286,10 @@ class Loose:
 class Stack:
     """Parameters of one shape whose rule needs them whole, taken as one tensor of all of them."""
 
-    def __init__(self, rule: Rule, storage: cpu.Storage, members: Sequence[Member]) -> None:
-        self.rule, self.storage = rule, storage
+    def __init__(
+        self, rule: Rule, storage: cpu.Storage, members: Sequence[Member], number: int
+    ) -> None:
+        self.rule, self.storage, self.number = rule, storage, number
         self.parameters, self.indices, self.states, self.owners = map(
             list, zip(*members, strict=True)
         )
@@ -319,7 +322,7 @@ class Stack:
                 count = int(self.states[i]["step"]) + 1
                 shares.setdefault((self.indices[i], count), []).append(i)
         self.shares = [
-            (members, groups[g], self.rule.row(groups[g], count))
+            (members, groups[g], count, self.rule.row(groups[g], count))
             for (g, count), members in shares.items()
         ]
 
@@ -335,7 +338,7 @@ class Stack:
     @torch.no_grad()
     def finish(self, groups: Sequence[Group], factors: Mapping[int, Any], totals: Sums) -> None:
         """Take the step of all that have a gradient."""
-        for members, group, row in self.shares:
+        for members, group, count, row in self.shares:
             row = (row[0] * factors.get(id(group), 1.0), *row[1:])
             chosen = [self.parameters[i] for i in members]
             gradients = [p.grad for p in chosen if p.grad is not None]
@@ -343,7 +346,12 @@ class Stack:
             state = [k if everyone else k[members] for k in self.kept.values()]
             p, g = _stacked(chosen), _stacked(gradients)
             new = tensors.stepped(self.rule, p, g, state, row, ())
-            torch._foreach_copy_(chosen, list(new[0].to(self.dtype).unbind(0)))
+            if self.storage.parameter == RANDOM16:
+                place, turn = seeds(count - 1, self.number)
+                made, _ = encoded(RANDOM16, new[0].float(), place, turn)
+                torch._foreach_copy_(chosen, list(made.unbind(0)))
+            else:
+                torch._foreach_copy_(chosen, list(new[0].to(self.dtype).unbind(0)))
             for kept, value in zip(self.kept.values(), new[1:], strict=True):
                 if everyone:
                     kept.copy_(value)
@@ -363,11 +371,6 @@ Part: TypeAlias = Batch | Loose | Stack
 
 def _stacked(some: Sequence[Tensor]) -> Tensor:
     return some[0].detach()[None] if len(some) == 1 else torch.stack(list(some))
-
-
-def _seed(count: int, number: int) -> int:
-    """Different at each step and for each part, the same when resumed."""
-    return (count * 0x9E3779B1 + number * 0x85EBCA6B) & 0x7FFFFFFF
 
 
 def refuse(p: Tensor, owner: str) -> None:

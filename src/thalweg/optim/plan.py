@@ -71,7 +71,7 @@ class Plan:
         for key, members in stacks.items():
             size = max(1, _STACK // max(1, members[0][0].numel()))
             for i in range(0, len(members), size):
-                self.others.append(Stack(key[0], key[-1], members[i : i + size]))
+                self.others.append(Stack(key[0], key[-1], members[i : i + size], len(self.others)))
         self.waiting = addresses.Waiting(waiting) if waiting else None
         self.state = Values(optimizer.state)
 

@@ -15,6 +15,8 @@ __all__ = ["keep_types", "scale_of", "start", "storage"]
 
 State = dict[str, Any]
 
+# Ways of storing, as `thalweg.kernels.storage` calls them; without importing Numba.
+_AT_RANDOM = "bfloat16 at random"
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -28,13 +30,10 @@ def storage(rule: Rule, dtype: torch.dtype, group: Hyper) -> "Storage":
     from thalweg.kernels.cpu import Storage
 
     parameter = _NAMES.get(dtype, "")
-    at_random = group["stochastic_rounding"] and dtype == torch.bfloat16
-    return Storage(
-        parameter,
-        tuple(_kind(rule, name, group) or parameter for name in rule.state),
-        at_random,
-        group["clear_grad"],
-    )
+    if group["stochastic_rounding"] and dtype == torch.bfloat16:
+        parameter = _AT_RANDOM
+    states = tuple(_kind(rule, name, group) or parameter for name in rule.state)
+    return Storage(parameter, states, group["clear_grad"])
 
 
 def _kind(rule: Rule, name: str, group: Hyper) -> str:
@@ -44,14 +43,17 @@ def _kind(rule: Rule, name: str, group: Hyper) -> str:
         return ""
     if asked == "8bit":
         return "signed8" if rule.moments[name] else "unsigned8"
-    return str(asked)
+    # To the nearest, an average that moves by less than half a unit would not move at all.
+    return _AT_RANDOM
 
 
-_DTYPES = {"bfloat16": torch.bfloat16, "signed8": torch.int8, "unsigned8": torch.uint8}
+_EIGHT = {"signed8": torch.int8, "unsigned8": torch.uint8}
+_EIGHT_OF = {dtype: kind for kind, dtype in _EIGHT.items()}
+_DTYPES = {_AT_RANDOM: torch.bfloat16, **_EIGHT}
 
 
 def start(state: State, rule: Rule, p: Tensor, group: Hyper) -> State:
-    """Make what is missing of a parameter's state, and return it.
+    """Make what is missing of a parameter's state, or kept in another way, and return it.
 
     Args:
         state: what there is.
@@ -66,29 +68,39 @@ def start(state: State, rule: Rule, p: Tensor, group: Hyper) -> State:
         state["step"] = torch.tensor(float(began), dtype=torch.float32)
     for name, value in zip(rule.state, rule.start(group), strict=True):
         if name in missing:
-            _start_one(state, name, value, rule, p, group)
+            _start_one(state, name, value, rule, p)
+        if name in rule.moments:
+            _recode(state, name, _kind(rule, name, group), p)
     for name, number in zip(rule.scalars, rule.start_scalars(group), strict=True):
         if state.get(name) is None:
             state[name] = torch.tensor(number, dtype=torch.float64)
     return state
 
 
-def _start_one(
-    state: State, name: str, value: float | None, rule: Rule, p: Tensor, group: Hyper
-) -> None:
-    kind = _kind(rule, name, group)
+def _start_one(state: State, name: str, value: float | None, rule: Rule, p: Tensor) -> None:
     if value is None:
         state[name] = p.detach().clone(memory_format=torch.preserve_format)
     elif name in rule.shapes:
         state[name] = p.new_full(rule.shapes[name](tuple(p.shape)), value)
-    elif kind.endswith("8"):
-        from thalweg.kernels.storage import encoded
-
-        plain = torch.full(p.shape, value, dtype=torch.float32, device=p.device)
-        state[name], state[scale_of(name)] = encoded(kind, plain, 0, at_random=False)
     else:
-        dtype = _DTYPES.get(kind, p.dtype)
-        state[name] = torch.full_like(p, value, dtype=dtype, memory_format=torch.preserve_format)
+        state[name] = torch.full_like(p, value, memory_format=torch.preserve_format)
+
+
+def _recode(state: State, name: str, kind: str, p: Tensor) -> None:
+    """Keep a moment in the way of storing that its group asks for, if it is kept in another."""
+    found: Tensor = state[name]
+    wanted = _DTYPES.get(kind, p.dtype)
+    if found.dtype == wanted:
+        return
+    if found.is_floating_point() and wanted.is_floating_point:
+        state[name] = found.to(wanted)
+        return
+    from thalweg.kernels.storage import decoded, encoded
+
+    values = decoded(_EIGHT_OF.get(found.dtype, ""), found, state.pop(scale_of(name), None))
+    state[name], scale = encoded(kind, values) if kind else (values.to(wanted), None)
+    if scale is not None:
+        state[scale_of(name)] = scale
 
 
 def keep_types(optimizer: "RuleOptimizer", state_dict: dict[str, Any]) -> None:
@@ -103,28 +115,10 @@ def keep_types(optimizer: "RuleOptimizer", state_dict: dict[str, Any]) -> None:
         if not saved or not state:
             continue
         rule = optimizer.rule.resolve(group, tuple(p.shape))
-        for name in rule.state:
-            kind, found = _kind(rule, name, group), saved.get(name)
-            if kind and isinstance(found, Tensor):
-                _recode(state, name, kind, found, saved.get(scale_of(name)), p)
+        for name in rule.moments:
+            for kept in (name, scale_of(name)):
+                if isinstance(saved.get(kept), Tensor) and scale_of(name) in saved:
+                    state[kept] = saved[kept].detach().to(p.device, copy=True)
         for name in rule.scalars:
             if isinstance(saved.get(name), Tensor):
                 state[name] = saved[name].detach().to(torch.float64, copy=True).cpu()
-
-
-def _recode(
-    state: State, name: str, kind: str, found: Tensor, scale: Tensor | None, p: Tensor
-) -> None:
-    """A saved moment in the way of storing that the group now asks for."""
-    from thalweg.kernels.storage import decoded, encoded
-
-    if found.dtype == _DTYPES[kind]:
-        state[name] = found.detach().to(p.device, copy=True)
-        if scale is not None:
-            state[scale_of(name)] = scale.detach().to(p.device, copy=True)
-        return
-    saved_kind = {torch.int8: "signed8", torch.uint8: "unsigned8"}.get(found.dtype, "")
-    values = decoded(saved_kind, found, scale).to(p.device)
-    state[name], kept = encoded(kind, values, 0, at_random=False)
-    if kept is not None:
-        state[scale_of(name)] = kept
