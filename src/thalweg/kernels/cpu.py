@@ -380,7 +380,7 @@ def _work(work, k, n):
 
 
 def _opener(storage: Storage) -> Callable[..., Any]:
-    """Takes a line of the table, address of work space, first element and length, and returns all arrays."""
+    """Takes a line, address of work space, first element and length; returns all arrays."""
     n_states = len(storage.states)
     kinds = (storage.parameter, storage.parameter, *storage.states)
 

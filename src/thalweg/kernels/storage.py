@@ -9,14 +9,15 @@ power of two that is not above their largest absolute value. A number x is kept 
     k = F(|x| / a + c) - F(c),    F(z) = floor(log2 z) and the first 3 bits of what follows it
 
 of seven bits after that of the sign, with c = 1.25 / 2^15, or for what is never negative of eight
-bits, with c = 1.25 / 2^31. So there are eight codes an octave, as in the eight-bit floats of Micikevicius et
-al. (2022), arXiv:2209.05433, relative to a block as in Dettmers et al. (2022), arXiv:2110.02861,
-and by the offset c even steps below c. It takes a few additions and shifts of a float's bits.
+bits, with c = 1.25 / 2^31. So there are eight codes an octave, as in the eight-bit floats of
+Micikevicius et al. (2022), arXiv:2209.05433, relative to a block as in Dettmers et al. (2022),
+arXiv:2110.02861, and below c, thanks to the offset, even steps down to zero. It takes a few
+additions and shifts of a float's bits. What is not finite makes its whole block NaN.
 
 Such codes, and bfloat16 where it is asked for, are rounded up or down at random, so that what is
-kept is right in the mean: an average over 1000 steps moves by a fraction of a code at each. The
-chance of element i at turn t is ``hash(i) + golden ratio t`` modulo 1: over elements as good as
-random, over successive turns more even than that, which keeps the error of a slow average small.
+kept is right in the mean: an average over 1000 steps moves by a fraction of a code at each. At
+turn t element i draws ``hash(i) + hash(t)`` modulo 1. (Golden ratio times t in place of hash(t)
+would make its draws more even, but not independent of what it became: averages would drift.)
 """
 
 from collections.abc import Callable
@@ -72,7 +73,7 @@ _SIGNS = {SIGNED8: 0x80, UNSIGNED8: 0}
 _OFFSET = {SIGNED8: 1.25 * 2.0**-15, UNSIGNED8: 1.25 * 2.0**-31}
 _LEAST, _GREATEST = 0x00800000, 0x7E800000  # scales: beyond 2^127 a number counts as infinite
 
-# What spreads elements, and turns, evenly over 32 bits: 2^32 over the golden ratio.
+# What spreads elements, and steps, evenly over 32 bits: 2^32 over the golden ratio.
 _GOLDEN = 0x9E3779B1
 # From the place of an array to those of the same parameter's next array, and the next parameter's.
 NEXT_ARRAY, NEXT_SEGMENT = 0xC2B2AE35, 0x3C6EF35F
@@ -90,7 +91,10 @@ def seeds(step: int, number: int) -> tuple[int, int]:
         step: how many were taken before.
         number: of what takes its step together.
     """
-    return number * 0x85EBCA6B & 0xFFFFFFFF, step * _GOLDEN & 0xFFFFFFFF
+    turn = (step + 1) * _GOLDEN & 0xFFFFFFFF
+    turn = (turn ^ turn >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    turn = (turn ^ turn >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return number * 0x85EBCA6B & 0xFFFFFFFF, turn ^ turn >> 16
 
 
 def _on_bits(build: Callable[[Any, Any, Any], Any]) -> Any:
@@ -306,7 +310,7 @@ def encoded(
         rounded = (_as_bits(values) + noise) & 0xFFFF0000
         return torch.where(values.isnan(), values, _as_numbers(rounded)).to(torch.bfloat16), None
     if kind not in SCALED:
-        return values.to(DTYPES[kind]), None
+        return values.to(DTYPES.get(kind, values.dtype)), None
     padded = torch.nn.functional.pad(values.flatten(), (0, -values.numel() % CHUNK))
     largest = (_as_bits(padded) & 0x7FFFFFFF).view(-1, CHUNK).amax(1)
     power = (largest & _INFINITE).clamp(min=_LEAST)
