@@ -42,10 +42,17 @@ def _bandwidth() -> list[Row]:
     return bandwidth()
 
 
+def _memory() -> list[Row]:
+    from benchmarks.memory import memory
+
+    return memory()
+
+
 PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "study": ("`thalweg study digits` against a plain PyTorch loop", "study", "loop", _study),
     "step": ("One optimizer step against torch.optim", "thalweg", "torch's fastest", _step),
     "bandwidth": ("Memory moved by a step on 30 M parameters", "step", "plain copy", _bandwidth),
+    "memory": ("Moments in fewer bits on 30 M parameters", "fewer", "float32", _memory),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),
 }

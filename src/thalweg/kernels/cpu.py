@@ -24,8 +24,8 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
 from thalweg.kernels.disk import c_function, keep
-from thalweg.kernels.memory import INNER, JIT, SUM, span, view
-from thalweg.kernels.storage import CHUNK, DECODE, ENCODE, NATIVE
+from thalweg.kernels.memory import INNER, JIT, SUM, scratch, span, view
+from thalweg.kernels.storage import CHUNK, DECODE, ENCODE, NATIVE, NEXT_ARRAY, NEXT_SEGMENT
 from thalweg.rules import maths
 from thalweg.rules.rule import HEAD, Rule
 
@@ -56,19 +56,22 @@ class Storage:
     Attributes:
         parameter: way of storing parameters and gradients (`thalweg.kernels.storage`).
         states: way of storing each state.
-        at_random: bfloat16 parameters are rounded at random.
         clear: gradients are set to zero after use.
     """
 
     parameter: str
     states: tuple[str, ...]
-    at_random: bool = False
     clear: bool = False
 
     @property
     def native(self) -> bool:
         """Whether everything is stored as it is computed."""
         return self.parameter == NATIVE and not any(self.states)
+
+
+def _columns(storage: Storage) -> int:
+    """Of a segment table."""
+    return _STATE + len(storage.states) * (1 if storage.native else 2)
 
 
 @dataclass
@@ -98,8 +101,7 @@ class Segments:
     ) -> "Segments":
         """A table with the given lengths (elements) and coefficient rows; addresses are zero."""
         storage = storage or Storage(NATIVE, (NATIVE,) * states)
-        columns = _STATE + states * (1 if storage.native else 2)
-        table = np.zeros((len(lengths), columns), dtype=np.int64)
+        table = np.zeros((len(lengths), _columns(storage)), dtype=np.int64)
         table[:, _ROW] = rows
         size = np.asarray(lengths, dtype=np.int64)
         pieces = -(-size // BLOCK)
@@ -130,7 +132,13 @@ class Segments:
         return self.table[:, _STATE : _STATE + len(self.storage.states)]
 
 
-def run(rule: Rule, segments: Segments, rows: Rows, bounded: bool = False, seed: int = 0) -> None:
+def run(
+    rule: Rule,
+    segments: Segments,
+    rows: Rows,
+    bounded: bool = False,
+    seeds: tuple[int, int] = (0, 0),
+) -> None:
     """One step of a resolved rule over all segments, in place.
 
     Args:
@@ -139,7 +147,7 @@ def run(rule: Rule, segments: Segments, rows: Rows, bounded: bool = False, seed:
             is computed, alive during the call.
         rows: `Rule.row` of each coefficient row, float32 or float64, shape ``(rows, HEAD + n)``.
         bounded: whether some row bounds the entries of the gradient.
-        seed: of what is rounded at random, different at each step.
+        seeds: of what is rounded at random (`thalweg.kernels.storage.seeds`).
     """
     parallel = _wants_all_cores(segments)
     kernel = _step_kernel(
@@ -149,7 +157,7 @@ def run(rule: Rule, segments: Segments, rows: Rows, bounded: bool = False, seed:
         if segments.storage.native:
             kernel(segments.blocks, segments.table, rows)
         else:
-            kernel(segments.blocks, segments.table, rows, seed)
+            kernel(segments.blocks, segments.table, rows, *seeds)
 
 
 def measure(
@@ -193,8 +201,8 @@ def _step_kernel(
     bounded: bool,
     parallel: bool,
 ) -> Callable[..., None]:
-    segment = _segment(update, coefficients, dtype, bounded, storage.clear)
-    slots = (0,) * len(storage.states)
+    segment = _segment(update, dtype, bounded, storage.clear)
+    slots, length = (0,) * len(storage.states), HEAD + coefficients
 
     def kernel(blocks, table, rows):
         for b in prange(blocks.shape[0]):
@@ -203,21 +211,23 @@ def _step_kernel(
             n = blocks[b, 2] - first
             p = view(line[1], rows, first, n)
             g = view(line[2], rows, first, n)
-            segment(p, g, _views(slots, line, 3, rows, first, n), n, rows[line[0]])
+            row = to_fixed_tuple(rows[line[0]], length)
+            segment(p, g, _views(slots, line, 3, rows, first, n), n, row)
 
-    opened, closed = _opener(storage), _closer(storage)
-    places = 2 + len(slots)
+    opened, closed, room = _opener(storage), _closer(storage), _room(storage)
+    columns = _columns(storage)
 
-    def through_work(blocks, table, rows, seed):
+    def through_work(blocks, table, rows, place, turn):
         for b in prange(blocks.shape[0]):
-            line = table[blocks[b, 0]]
-            work = np.empty((places, CHUNK), np.float32)
-            noise = seed + 0x3C6EF35F * blocks[b, 0]
+            line = to_fixed_tuple(table[blocks[b, 0]], columns)
+            row = to_fixed_tuple(rows[line[0]], length)
+            work = room()
+            mine = place + NEXT_SEGMENT * blocks[b, 0]
             for first in range(blocks[b, 1], blocks[b, 2], CHUNK):
                 n = min(CHUNK, blocks[b, 2] - first)
                 arrays = opened(line, work, first, n)
-                segment(arrays[0], arrays[1], arrays[2:], n, rows[line[0]])
-                closed(line, work, first, n, noise)
+                segment(arrays[0], arrays[1], arrays[2:], n, row)
+                closed(line, work, first, n, mine, turn)
 
     key = update, "step", coefficients, dtype, repr(storage), bounded
     return _compile(kernel if storage.native else through_work, key, parallel)
@@ -231,7 +241,7 @@ def step_function(update: Callable[..., Any], states: int, coefficients: int, bo
     addresses of parameter, gradient and states; of their numbers of elements, int64; of the
     coefficients, float32, as `Rule.row` has them. It returns 0.
     """
-    segment = _segment(update, coefficients, "float32", bounded, False)
+    segment = _segment(update, "float32", bounded, False)
     slots, width = (0,) * states, 2 + states
     length = HEAD + coefficients
 
@@ -239,18 +249,19 @@ def step_function(update: Callable[..., Any], states: int, coefficients: int, bo
         table = span(lines, np.int64, count * width)
         lengths = span(sizes, np.int64, count)
         numbers = span(row, np.float32, length)
+        coefficients = to_fixed_tuple(numbers, length)
         for k in range(count):
             line, n = table[k * width :], lengths[k]
             p = span(line[0], np.float32, n)
             g = span(line[1], np.float32, n)
-            segment(p, g, _views(slots, line, 2, numbers, 0, n), n, numbers)
+            segment(p, g, _views(slots, line, 2, numbers, 0, n), n, coefficients)
         return 0
 
     return c_function(kernel, _key(update, "function", states, coefficients, bounded))
 
 
 def _segment(
-    update: Callable[..., Any], coefficients: int, dtype: str, bounded: bool, clear: bool
+    update: Callable[..., Any], dtype: str, bounded: bool, clear: bool
 ) -> Callable[..., None]:
     """The loop over the elements of one segment."""
     update = _in_dtype(update, dtype)
@@ -258,8 +269,8 @@ def _segment(
     leave = _zero if clear else _as_it_is
 
     def segment(p, g, state, n, row):
-        sign, bound, coupled, shrink = row[0], row[1], row[2], row[3]
-        c = to_fixed_tuple(row[HEAD:], coefficients)
+        sign, bound, coupled, shrink = row[:HEAD]
+        c = row[HEAD:]
         for i in range(n):
             prepared = gradient(g[i], sign, bound)
             # Zero times an infinite parameter would be NaN.
@@ -285,11 +296,11 @@ def _sum_kernel(
 ) -> Callable[..., NDArray[np.float64]]:
     asked = _in_dtype(terms, dtype)
     gradient = _bounded if bounded else _free
-    slots = (0,) * len(storage.states)
+    slots, length = (0,) * len(storage.states), HEAD + coefficients
 
     def add(totals, p, g, state, n, row):
-        sign, bound, coupled = row[0], row[1], row[2]
-        c = to_fixed_tuple(row[HEAD:], coefficients)
+        sign, bound, coupled, _ = row[:HEAD]
+        c = row[HEAD:]
         for i in range(n):
             prepared = gradient(g[i], sign, bound)
             if coupled != 0:
@@ -310,21 +321,23 @@ def _sum_kernel(
             p = view(line[1], rows, first, n)
             g = view(line[2], rows, first, n)
             state = _views(slots, line, 3, rows, first, n)
-            _store_all(parts[b], add(zeros, p, g, state, n, rows[line[0]]))
+            row = to_fixed_tuple(rows[line[0]], length)
+            _store_all(parts[b], add(zeros, p, g, state, n, row))
         return parts
 
-    opened, places = _opener(storage), 2 + len(slots)
+    opened, room, columns = _opener(storage), _room(storage), _columns(storage)
 
     def through_work(blocks, table, rows):
         parts = np.zeros((blocks.shape[0], count))
         for b in prange(blocks.shape[0]):
-            line = table[blocks[b, 0]]
-            work = np.empty((places, CHUNK), np.float32)
+            line = to_fixed_tuple(table[blocks[b, 0]], columns)
+            row = to_fixed_tuple(rows[line[0]], length)
+            work = room()
             totals = zeros
             for first in range(blocks[b, 1], blocks[b, 2], CHUNK):
                 n = min(CHUNK, blocks[b, 2] - first)
                 arrays = opened(line, work, first, n)
-                totals = add(totals, arrays[0], arrays[1], arrays[2:], n, rows[line[0]])
+                totals = add(totals, arrays[0], arrays[1], arrays[2:], n, row)
             _store_all(parts[b], totals)
         return parts
 
@@ -353,11 +366,21 @@ def _shift_kernel(
     return _compile(kernel, (point, "shift", coefficients, dtype, len(slots)), parallel)
 
 
-# Arrays that are stored in another way are taken through a chunk of float32 work space.
+# Arrays that are stored in another way are taken through a chunk of float32 work space each.
+
+
+def _room(storage: Storage) -> Callable[[], int]:
+    """Returns the address of the work space."""
+    return scratch(4 * CHUNK * (2 + len(storage.states)))
+
+
+@register_jitable(**INNER)
+def _work(work, k, n):
+    return span(work + 4 * CHUNK * k, np.float32, n)
 
 
 def _opener(storage: Storage) -> Callable[..., Any]:
-    """Takes a line of the table, work space, first element and length, and returns all arrays."""
+    """Takes a line, address of work space, first element and length; returns all arrays."""
     n_states = len(storage.states)
     kinds = (storage.parameter, storage.parameter, *storage.states)
 
@@ -375,8 +398,9 @@ def _opener(storage: Storage) -> Callable[..., Any]:
         decode, scale = DECODE[kinds[k]], column + n_states if k > 1 else 0
 
         def decoded(line, work, first, n):
-            decode(line[column], line[scale], work[k], first, n)
-            return work[k], *rest(line, work, first, n)
+            array = _work(work, k, n)
+            decode(line[column], line[scale], array, first, n)
+            return array, *rest(line, work, first, n)
 
         return register_jitable(**INNER)(decoded)
 
@@ -384,21 +408,22 @@ def _opener(storage: Storage) -> Callable[..., Any]:
 
 
 def _closer(storage: Storage) -> Callable[..., None]:
-    """Takes the same and a seed, and stores what is not stored as it is computed."""
+    """Takes the same and two seeds, and stores what is not stored as it is computed."""
     n_states = len(storage.states)
     kinds = (storage.parameter, storage.parameter, *storage.states)
     stored = [k for k, kind in enumerate(kinds) if kind and (k != 1 or storage.clear)]
 
     def chain(left: list[int]) -> Callable[..., None]:
         if not left:
-            return register_jitable(**INNER)(lambda line, work, first, n, seed: None)
+            return register_jitable(**INNER)(lambda line, work, first, n, place, turn: None)
         (k, *others), column = left, 1 + left[0]
         rest, scale = chain(others), column + n_states if k > 1 else 0
-        encode = ENCODE[kinds[k], storage.at_random and k == 0]
+        encode = ENCODE[kinds[k]]
 
-        def encoded(line, work, first, n, seed):
-            encode(line[column], line[scale], work[k], first, n, seed + k)
-            rest(line, work, first, n, seed)
+        def encoded(line, work, first, n, place, turn):
+            array, place_of_it = _work(work, k, n), place + NEXT_ARRAY * k
+            encode(line[column], line[scale], array, first, n, place_of_it, turn)
+            rest(line, work, first, n, place, turn)
 
         return register_jitable(**INNER)(encoded)
 

@@ -4,9 +4,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["INNER", "JIT", "SUM", "call", "load", "span", "view"]
+__all__ = ["INNER", "JIT", "SUM", "call", "load", "scratch", "span", "view"]
 
 # Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
@@ -39,6 +40,21 @@ def _pointer(typing_context: Any, address: Any, kind: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
     return pointer(address, kind), codegen
+
+
+def scratch(size: int) -> Any:
+    """A function that returns the address of so many bytes on the stack of whoever calls it."""
+
+    @intrinsic
+    def reserve(typing_context: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            room = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), size))
+            room.align = 64
+            return builder.ptrtoint(room, ir.IntType(64))
+
+        return types.int64(), codegen
+
+    return reserve
 
 
 @njit(**INNER)

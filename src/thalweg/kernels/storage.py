@@ -3,11 +3,21 @@
 Each way of storing has a decoder and an encoder in compiled code, for a chunk of at most `CHUNK`
 elements, and the same in torch operations for whatever the CPU kernel does not take.
 
-Eight bits hold a moment block-wise: every `CHUNK` elements in a row share a float32 scale, their
-largest absolute value a. With a sign, code k in -127 to 127 stands for ``a sign(k) (k / 127)^2``;
-without, k in 0 to 255 for ``a (k / 255)^4``: small numbers get finer steps, as in the dynamic
-quantisation of Dettmers et al. (2022), arXiv:2110.02861, but by arithmetic that vectorises. Codes
-are rounded up or down at random, so that a moving average can move by less than a step of its code.
+Eight bits hold a moment block-wise: every `CHUNK` elements in a row share a scale a, the largest
+power of two that is not above their largest absolute value. A number x is kept as the code
+
+    k = F(|x| / a + c) - F(c),    F(z) = floor(log2 z) and the first 3 bits of what follows it
+
+of seven bits after that of the sign, with c = 1.25 / 2^15, or for what is never negative of eight
+bits, with c = 1.25 / 2^31. So there are eight codes an octave, as in the eight-bit floats of
+Micikevicius et al. (2022), arXiv:2209.05433, relative to a block as in Dettmers et al. (2022),
+arXiv:2110.02861, and below c, thanks to the offset, even steps down to zero. It takes a few
+additions and shifts of a float's bits. What is not finite makes its whole block NaN.
+
+Such codes, and bfloat16 where it is asked for, are rounded up or down at random, so that what is
+kept is right in the mean: an average over 1000 steps moves by a fraction of a code at each. At
+turn t element i draws ``hash(i) + hash(t)`` modulo 1. (Golden ratio times t in place of hash(t)
+would make its draws more even, but not independent of what it became: averages would drift.)
 """
 
 from collections.abc import Callable
@@ -23,29 +33,50 @@ from torch import Tensor
 from thalweg.kernels.memory import INNER, span
 
 __all__ = [
+    "BFLOAT16",
     "CHUNK",
     "DECODE",
     "DTYPES",
     "ENCODE",
+    "FLOAT16",
     "NATIVE",
+    "NEXT_ARRAY",
+    "NEXT_SEGMENT",
+    "RANDOM16",
     "SCALED",
+    "SIGNED8",
+    "UNSIGNED8",
     "decoded",
     "encoded",
     "scales",
+    "seeds",
 ]
 
 CHUNK = 256  # elements that share a scale
 
 # Ways of storing.
-NATIVE, BFLOAT16, FLOAT16, SIGNED8, UNSIGNED8 = "", "bfloat16", "float16", "signed8", "unsigned8"
+NATIVE, BFLOAT16, FLOAT16 = "", "bfloat16", "float16"
+RANDOM16, SIGNED8, UNSIGNED8 = "bfloat16 at random", "signed8", "unsigned8"
 SCALED = (SIGNED8, UNSIGNED8)
 
 DTYPES = {
     BFLOAT16: torch.bfloat16,
+    RANDOM16: torch.bfloat16,
     FLOAT16: torch.float16,
     SIGNED8: torch.int8,
     UNSIGNED8: torch.uint8,
 }
+
+_INFINITE, _NAN = 0x7F800000, 0x7FC00000  # of float32, as bits
+_CUT = 20  # bits of a float32 that a code has not
+_SIGNS = {SIGNED8: 0x80, UNSIGNED8: 0}
+_OFFSET = {SIGNED8: 1.25 * 2.0**-15, UNSIGNED8: 1.25 * 2.0**-31}
+_LEAST, _GREATEST = 0x00800000, 0x7E800000  # scales: beyond 2^127 a number counts as infinite
+
+# What spreads elements, and steps, evenly over 32 bits: 2^32 over the golden ratio.
+_GOLDEN = 0x9E3779B1
+# From the place of an array to those of the same parameter's next array, and the next parameter's.
+NEXT_ARRAY, NEXT_SEGMENT = 0xC2B2AE35, 0x3C6EF35F
 
 
 def scales(elements: int) -> int:
@@ -53,61 +84,80 @@ def scales(elements: int) -> int:
     return -(-elements // CHUNK)
 
 
-@intrinsic
-def _bits(typing_context: Any, number: Any) -> Any:
-    """The bits of a float32 as uint32."""
+def seeds(step: int, number: int) -> tuple[int, int]:
+    """Place and turn of what is rounded at random.
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
-
-
-@intrinsic
-def _number(typing_context: Any, bits: Any) -> Any:
-    """The float32 that has these bits."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), codegen
+    Args:
+        step: how many were taken before.
+        number: of what takes its step together.
+    """
+    turn = (step + 1) * _GOLDEN & 0xFFFFFFFF
+    turn = (turn ^ turn >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    turn = (turn ^ turn >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return number * 0x85EBCA6B & 0xFFFFFFFF, turn ^ turn >> 16
 
 
-@intrinsic
-def _from_half(typing_context: Any, bits: Any) -> Any:
-    """The float32 of the bits of a float16."""
+def _on_bits(build: Callable[[Any, Any, Any], Any]) -> Any:
+    """Arithmetic of two uint32, which Numba by itself would do in 64 bits."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+    @intrinsic
+    def operation(typing_context: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return build(builder, *arguments)
 
-    return types.float32(types.uint16), codegen
+        return types.uint32(types.uint32, types.uint32), codegen
+
+    return operation
 
 
-@intrinsic
-def _to_half(typing_context: Any, number: Any) -> Any:
-    """The bits of the float16 nearest to a float32."""
+_plus = _on_bits(lambda builder, a, b: builder.add(a, b))
+_minus = _on_bits(lambda builder, a, b: builder.sub(a, b))
+_times = _on_bits(lambda builder, a, b: builder.mul(a, b))
+_and = _on_bits(lambda builder, a, b: builder.and_(a, b))
+_xor = _on_bits(lambda builder, a, b: builder.xor(a, b))
+_right = _on_bits(lambda builder, a, b: builder.lshr(a, b))
+_left = _on_bits(lambda builder, a, b: builder.shl(a, b))
+_larger = _on_bits(lambda builder, a, b: builder.select(builder.icmp_unsigned(">", a, b), a, b))
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
 
-    return types.uint16(types.float32), codegen
+def _converter(result: Any, given: Any, build: Callable[[Any, Any], Any]) -> Any:
+    @intrinsic
+    def conversion(typing_context: Any, number: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return build(builder, arguments[0])
+
+        return result(given), codegen
+
+    return conversion
+
+
+_HALF, _SINGLE = ir.HalfType(), ir.FloatType()
+_BITS16, _BITS32 = ir.IntType(16), ir.IntType(32)
+
+_bits = _converter(types.uint32, types.float32, lambda builder, x: builder.bitcast(x, _BITS32))
+_number = _converter(types.float32, types.uint32, lambda builder, x: builder.bitcast(x, _SINGLE))
+_from_half = _converter(
+    types.float32,
+    types.uint16,
+    lambda builder, x: builder.fpext(builder.bitcast(x, _HALF), _SINGLE),
+)
+_to_half = _converter(
+    types.uint16,
+    types.float32,
+    lambda builder, x: builder.bitcast(builder.fptrunc(x, _HALF), _BITS16),
+)
 
 
 @register_jitable(**INNER)
-def _random(seed, i):
-    """32 bits that look random, the same for the same seed and place (Wellons' lowbias32)."""
-    x = np.uint32(seed) + np.uint32(i) * np.uint32(0x9E3779B1)
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x7FEB352D)
-    x ^= x >> np.uint32(15)
-    x *= np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
+def _noise(place, turn, i):
+    """Bits that look random, the upper ones more so; `place` is that of a chunk."""
+    x = _plus(place, _times(np.uint32(i), np.uint32(_GOLDEN)))
+    return _plus(_times(_xor(x, _right(x, np.uint32(13))), np.uint32(0x846CA68B)), turn)
 
 
 @register_jitable(**INNER)
-def _uniform(seed, i):
-    """A float32 in [0, 1)."""
-    return np.float32(np.int32(_random(seed, i) >> np.uint32(8))) * np.float32(2**-24)
+def _chunk(place, first):
+    return _plus(np.uint32(place), _times(np.uint32(first), np.uint32(_GOLDEN)))
 
 
 # A decoder writes n elements, from the one numbered `first`, of the memory at `address` into
@@ -118,26 +168,27 @@ def _uniform(seed, i):
 def _decode_bfloat16(address, scale, work, first, n):
     source = span(address + 2 * first, np.uint16, n)
     for i in range(n):
-        work[i] = _number(np.uint32(source[i]) << np.uint32(16))
+        work[i] = _number(_left(np.uint32(source[i]), np.uint32(16)))
 
 
 @register_jitable(**INNER)
-def _encode_bfloat16(address, scale, work, first, n, seed):
+def _encode_bfloat16(address, scale, work, first, n, place, turn):
     target = span(address + 2 * first, np.uint16, n)
     for i in range(n):
         bits = _bits(work[i])
-        even = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        rounded = np.uint16(even >> np.uint32(16))
-        target[i] = rounded if work[i] == work[i] else np.uint16(0x7FC0)
+        odd = _and(_right(bits, np.uint32(16)), np.uint32(1))
+        even = _right(_plus(_plus(bits, np.uint32(0x7FFF)), odd), np.uint32(16))
+        target[i] = np.uint16(even) if work[i] == work[i] else np.uint16(_NAN >> 16)
 
 
 @register_jitable(**INNER)
-def _encode_bfloat16_at_random(address, scale, work, first, n, seed):
+def _encode_bfloat16_at_random(address, scale, work, first, n, place, turn):
     target = span(address + 2 * first, np.uint16, n)
+    place, turn = _chunk(place, first), np.uint32(turn)
     for i in range(n):
-        noise = _random(seed, first + i) & np.uint32(0xFFFF)
-        rounded = np.uint16((_bits(work[i]) + noise) >> np.uint32(16))
-        target[i] = rounded if work[i] == work[i] else np.uint16(0x7FC0)
+        noise = _right(_noise(place, turn, i), np.uint32(16))
+        rounded = _right(_plus(_bits(work[i]), noise), np.uint32(16))
+        target[i] = np.uint16(rounded) if work[i] == work[i] else np.uint16(_NAN >> 16)
 
 
 @register_jitable(**INNER)
@@ -148,86 +199,80 @@ def _decode_float16(address, scale, work, first, n):
 
 
 @register_jitable(**INNER)
-def _encode_float16(address, scale, work, first, n, seed):
+def _encode_float16(address, scale, work, first, n, place, turn):
     target = span(address + 2 * first, np.uint16, n)
     for i in range(n):
         target[i] = _to_half(work[i])
 
 
 @register_jitable(**INNER)
-def _largest(work, n):
-    """Largest absolute value; NaN is greater than all, as its bits are."""
+def _rescale(scale, work, first, n):
+    """Store the scale of a chunk, NaN if some element is not finite, and return one over it."""
     largest = np.uint32(0)
     for i in range(n):
-        largest = max(largest, _bits(work[i]) & np.uint32(0x7FFFFFFF))
-    return _number(largest)
+        largest = _larger(largest, _and(_bits(work[i]), np.uint32(0x7FFFFFFF)))
+    power = _larger(_and(largest, np.uint32(_INFINITE)), np.uint32(_LEAST))
+    kept = np.uint32(_NAN) if power > np.uint32(_GREATEST) else power
+    span(scale + 4 * (first // CHUNK), np.uint32, 1)[0] = kept
+    return _number(_minus(np.uint32(254 << 23), power))
 
 
 @register_jitable(**INNER)
-def _decode_signed8(address, scale, work, first, n):
-    source = span(address + first, np.int8, n)
-    a = span(scale + 4 * (first // CHUNK), np.float32, 1)[0] * np.float32(1 / 127**2)
-    for i in range(n):
-        k = np.float32(source[i])
-        work[i] = a * k * abs(k)
+def _scale_of(scale, first):
+    return span(scale + 4 * (first // CHUNK), np.float32, 1)[0]
 
 
-@register_jitable(**INNER)
-def _encode_signed8(address, scale, work, first, n, seed):
-    target = span(address + first, np.int8, n)
-    a = _largest(work, n)
-    span(scale + 4 * (first // CHUNK), np.float32, 1)[0] = a
-    ratio = np.float32(127**2) / a if a > 0 else np.float32(0)
-    for i in range(n):
-        y = abs(work[i]) * ratio
-        k = np.float32(np.int32(np.sqrt(y)))
-        up = y - k * k > _uniform(seed, first + i) * (k + k + np.float32(1))
-        k = min(k + (np.float32(1) if up else np.float32(0)), np.float32(127))
-        target[i] = np.int8(np.int32(k if work[i] >= 0 else -k))
+def _eight(kind: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Decoder and encoder of eight bits."""
+    signs, offset = np.uint32(_SIGNS[kind]), np.float32(_OFFSET[kind])
+    zero, cut = np.uint32(offset.view(np.uint32)), np.uint32(_CUT)
+    least = np.uint32(0 if _SIGNS[kind] else 1)
+    rest, up = np.uint32(0xFF ^ _SIGNS[kind]), np.uint32(24)
+
+    @register_jitable(**INNER)
+    def decode(address, scale, work, first, n):
+        source = span(address + first, np.uint8, n)
+        a = span(scale + 4 * (first // CHUNK), np.float32, 1)[0]
+        for i in range(n):
+            code = np.uint32(source[i])
+            z = _number(_plus(_left(_and(code, rest), cut), zero))
+            sign = _left(_and(code, signs), up)
+            work[i] = _number(_xor(_bits((z - offset) * a), sign))
+
+    @register_jitable(**INNER)
+    def encode(address, scale, work, first, n, place, turn):
+        target = span(address + first, np.uint8, n)
+        inverse = _rescale(scale, work, first, n)
+        place, turn = _chunk(place, first), np.uint32(turn)
+        for i in range(n):
+            x = work[i]
+            z = _minus(_bits(abs(x) * inverse + offset), zero)
+            noise = _right(_noise(place, turn, i), np.uint32(32 - _CUT))
+            code = _right(_plus(z, noise), cut)
+            # A second moment of zero would let the step explode where the first moment is not.
+            if x > 0:
+                code = _larger(code, least)
+            target[i] = np.uint8(_plus(code, _and(_right(_bits(x), up), signs)))
+
+    return decode, encode
 
 
-@register_jitable(**INNER)
-def _decode_unsigned8(address, scale, work, first, n):
-    source = span(address + first, np.uint8, n)
-    a = span(scale + 4 * (first // CHUNK), np.float32, 1)[0] * np.float32(1 / 255**4)
-    for i in range(n):
-        k = np.float32(source[i])
-        k = k * k
-        work[i] = a * (k * k)
-
-
-@register_jitable(**INNER)
-def _encode_unsigned8(address, scale, work, first, n, seed):
-    target = span(address + first, np.uint8, n)
-    a = _largest(work, n)
-    span(scale + 4 * (first // CHUNK), np.float32, 1)[0] = a
-    ratio = np.float32(255**4) / a if a > 0 else np.float32(0)
-    for i in range(n):
-        y = work[i] * ratio
-        k = np.float32(np.int32(np.sqrt(np.sqrt(y))))
-        low = k * k
-        high = (k + np.float32(1)) * (k + np.float32(1))
-        low, high = low * low, high * high
-        up = y - low > _uniform(seed, first + i) * (high - low)
-        k = min(k + (np.float32(1) if up else np.float32(0)), np.float32(255))
-        # A second moment of zero would let the step explode where the first moment is not.
-        least = np.float32(1) if work[i] > 0 else np.float32(0)
-        target[i] = np.uint8(np.int32(max(k, least)))
-
+_decode_signed8, _encode_signed8 = _eight(SIGNED8)
+_decode_unsigned8, _encode_unsigned8 = _eight(UNSIGNED8)
 
 DECODE: dict[str, Callable[..., Any]] = {
     BFLOAT16: _decode_bfloat16,
+    RANDOM16: _decode_bfloat16,
     FLOAT16: _decode_float16,
     SIGNED8: _decode_signed8,
     UNSIGNED8: _decode_unsigned8,
 }
-# By way of storing, and whether it rounds at random; eight bits always do.
-ENCODE: dict[tuple[str, bool], Callable[..., Any]] = {
-    (BFLOAT16, False): _encode_bfloat16,
-    (BFLOAT16, True): _encode_bfloat16_at_random,
-    (FLOAT16, False): _encode_float16,
-    (SIGNED8, False): _encode_signed8,
-    (UNSIGNED8, False): _encode_unsigned8,
+ENCODE: dict[str, Callable[..., Any]] = {
+    BFLOAT16: _encode_bfloat16,
+    RANDOM16: _encode_bfloat16_at_random,
+    FLOAT16: _encode_float16,
+    SIGNED8: _encode_signed8,
+    UNSIGNED8: _encode_unsigned8,
 }
 
 
@@ -239,40 +284,58 @@ def decoded(kind: str, stored: Tensor, scale: Tensor | None) -> Tensor:
         stored: of any shape, of its dtype in `DTYPES`.
         scale: float32 ``(scales(stored.numel()),)`` for the ways in `SCALED`.
     """
-    if scale is None:
+    if kind not in SCALED:
         return stored.float()
-    a = _spread(scale, stored)
-    k = stored.float()
-    return a / 127**2 * k * k.abs() if kind == SIGNED8 else a / 255**4 * ((k * k) * (k * k))
+    assert scale is not None
+    offset, code = _offset(kind, stored.device), stored.view(torch.uint8).int()
+    size = code & (0xFF ^ _SIGNS[kind])
+    z = ((size << _CUT) + offset.view(torch.int32)).view(torch.float32)
+    plain = (z - offset) * _spread(scale, stored)
+    return torch.where((code & _SIGNS[kind]) != 0, -plain, plain)
 
 
-def encoded(kind: str, values: Tensor, seed: int, at_random: bool) -> tuple[Tensor, Tensor | None]:
+def encoded(
+    kind: str, values: Tensor, place: int = 0, turn: int = 0
+) -> tuple[Tensor, Tensor | None]:
     """Float32 values as they are stored, and their scales where they have some.
 
     Args:
         kind: way of storing.
         values: float32 of any shape.
-        seed: 32 bits; what rounds at random rounds the same way for the same seed.
-        at_random: of bfloat16: round at random; eight bits always do.
+        place: of `seeds`; what rounds at random rounds the same way for the same seeds.
+        turn: of `seeds`.
     """
+    if kind == RANDOM16:
+        noise = _noises(place, turn, values) >> 16
+        rounded = (_as_bits(values) + noise) & 0xFFFF0000
+        return torch.where(values.isnan(), values, _as_numbers(rounded)).to(torch.bfloat16), None
     if kind not in SCALED:
-        if at_random and kind == BFLOAT16:
-            noise = _noise(seed, values) & 0xFFFF
-            bits = values.contiguous().view(torch.int32).long() + noise
-            rounded = (bits & ~0xFFFF).to(torch.int32).view(torch.float32)
-            return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16), None
-        return values.to(DTYPES[kind]), None
-    flat = torch.nn.functional.pad(values.flatten(), (0, -values.numel() % CHUNK))
-    scale = flat.view(-1, CHUNK).abs().amax(1)
-    most, power = (127, 2) if kind == SIGNED8 else (255, 4)
-    a = _spread(scale, values)
-    y = values.abs() * torch.where(a > 0, most**power / a, 0.0)
-    k = (y.sqrt() if kind == SIGNED8 else y.sqrt().sqrt()).floor()
-    low, high = k**power, (k + 1) ** power
-    uniform = (_noise(seed, values) >> 8).float() * 2.0**-24
-    k = (k + (y - low > uniform * (high - low))).clamp(max=most)
-    k = k * values.sign() if kind == SIGNED8 else torch.maximum(k, (values > 0).float())
-    return k.nan_to_num().to(DTYPES[kind]), scale
+        return values.to(DTYPES.get(kind, values.dtype)), None
+    padded = torch.nn.functional.pad(values.flatten(), (0, -values.numel() % CHUNK))
+    largest = (_as_bits(padded) & 0x7FFFFFFF).view(-1, CHUNK).amax(1)
+    power = (largest & _INFINITE).clamp(min=_LEAST)
+    scale = _as_numbers(power.where(power <= _GREATEST, _NAN))
+    inverse = _spread(_as_numbers((254 << 23) - power), values)
+    offset = _offset(kind, values.device)
+    z = _as_bits(values.abs() * inverse + offset) - _as_bits(offset)
+    code = ((z + (_noises(place, turn, values) >> (32 - _CUT))) >> _CUT) & 0xFF
+    if kind == UNSIGNED8:
+        code = torch.where(values > 0, code.clamp(min=1), code)
+    code = code + ((_as_bits(values) >> 24) & _SIGNS[kind])
+    return code.to(torch.uint8).view(DTYPES[kind]), scale
+
+
+def _offset(kind: str, device: torch.device) -> Tensor:
+    return torch.tensor(_OFFSET[kind], dtype=torch.float32, device=device)
+
+
+def _as_bits(numbers: Tensor) -> Tensor:
+    """Bits of float32, as int64 that are not negative."""
+    return numbers.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+
+
+def _as_numbers(bits: Tensor) -> Tensor:
+    return bits.to(torch.int32).view(torch.float32)
 
 
 def _spread(scale: Tensor, like: Tensor) -> Tensor:
@@ -280,11 +343,9 @@ def _spread(scale: Tensor, like: Tensor) -> Tensor:
     return scale.repeat_interleave(CHUNK)[: like.numel()].view(like.shape)
 
 
-def _noise(seed: int, like: Tensor) -> Tensor:
+def _noises(place: int, turn: int, like: Tensor) -> Tensor:
     """32 random bits for every element, as the compiled encoders have them, int64."""
     mask = 0xFFFFFFFF
     i = torch.arange(like.numel(), device=like.device).view(like.shape)
-    x = (seed + i * 0x9E3779B1) & mask
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
-    return x ^ (x >> 16)
+    x = (place + i * _GOLDEN) & mask
+    return ((x ^ (x >> 13)) * 0x846CA68B + turn) & mask

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.kernels.storage import DTYPES, SCALED, decoded, encoded
+from thalweg.kernels.storage import DTYPES, RANDOM16, SCALED, decoded, encoded
 from thalweg.rules.maths import maximum, minimum
 from thalweg.rules.rule import HEAD, Row, Rule, Sums
 
@@ -92,13 +92,13 @@ def opened(kind: str, stored: Tensor, scale: Tensor | None, dtype: torch.dtype) 
 
 @torch.no_grad()
 def close(
-    kind: str, stored: Tensor, scale: Tensor | None, value: Tensor, at_random: bool, seed: int
+    kind: str, stored: Tensor, scale: Tensor | None, value: Tensor, place: int, turn: int
 ) -> None:
     """Store a result in its way, in place."""
-    if not kind or (kind not in SCALED and not at_random):
+    if kind not in (RANDOM16, *SCALED):
         stored.copy_(value)
         return
-    made, its_scale = encoded(kind, value.float(), seed, at_random)
+    made, its_scale = encoded(kind, value.float(), place, turn)
     stored.copy_(made)
     if scale is not None and its_scale is not None:
         scale.copy_(its_scale)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from thalweg.kernels import addresses, cpu, tensors
 from thalweg.kernels.objects import Entries
-from thalweg.kernels.storage import SCALED, scales
+from thalweg.kernels.storage import NEXT_ARRAY, RANDOM16, SCALED, encoded, scales, seeds
 from thalweg.optim.shards import (
     Meeting,
     Shards,
@@ -190,7 +190,7 @@ class Batch:
             self.segments,
             np.array(rows, dtype=self.dtype),
             self.bounded,
-            _seed(int(self.counts.max()), self.number, self.meeting),
+            _seeds(int(self.counts.max()), self.number, self.meeting),
         )
         self.counts[:] = self.located.upcoming
         if self.shards is not None:
@@ -308,10 +308,12 @@ class Loose:
         totals = () if sums is None else tuple(sums[0].tolist())
         extra, scalars = self.rule.go_on(self.hyper, self.count, totals, self.scalars)
         new = tensors.stepped(self.rule, p, g, self._arrays(), self.row, extra)
-        seed = _seed(self.count - 1, self.number, self.meeting)
-        tensors.close(self.storage.parameter, p, None, new[0], self.storage.at_random, seed)
-        for kind, name, value in zip(self.storage.states, self.rule.state, new[1:], strict=True):
-            tensors.close(kind, part_of(self.state[name]), self._scale(name), value, False, seed)
+        place, turn = _seeds(self.count - 1, self.number, self.meeting)
+        tensors.close(self.storage.parameter, p, None, new[0], place, turn)
+        kept = zip(self.storage.states, self.rule.state, new[1:], strict=True)
+        for k, (kind, name, value) in enumerate(kept, start=2):
+            part, own = part_of(self.state[name]), place + NEXT_ARRAY * k
+            tensors.close(kind, part, self._scale(name), value, own, turn)
         for name, number in zip(self.rule.scalars, scalars, strict=True):
             self.state[name].fill_(float(number))
         self.state["step"] += 1
@@ -338,8 +340,10 @@ class Stack:
 
     meeting, seats = None, np.zeros(0, dtype=np.int64)
 
-    def __init__(self, rule: Rule, storage: cpu.Storage, members: Sequence[Member]) -> None:
-        self.rule, self.storage = rule, storage
+    def __init__(
+        self, rule: Rule, storage: cpu.Storage, members: Sequence[Member], number: int
+    ) -> None:
+        self.rule, self.storage, self.number = rule, storage, number
         self.parameters, self.indices, self.states, self.owners = map(
             list, zip(*members, strict=True)
         )
@@ -382,7 +386,7 @@ class Stack:
                 count = int(self.states[i]["step"]) + 1
                 shares.setdefault((self.indices[i], count), []).append(i)
         self.shares = [
-            (members, groups[g], self.rule.row(groups[g], count))
+            (members, groups[g], count, self.rule.row(groups[g], count))
             for (g, count), members in shares.items()
         ]
 
@@ -394,8 +398,8 @@ class Stack:
     def bound(self, factors: Mapping[int, Any]) -> None:
         """Multiply the gradients of groups, to be found by `id`, by their factors."""
         self.shares = [
-            (members, group, (row[0] * factors.get(id(group), 1.0), *row[1:]))
-            for members, group, row in self.shares
+            (members, group, count, (row[0] * factors.get(id(group), 1.0), *row[1:]))
+            for members, group, count, row in self.shares
         ]
 
     def sums(self) -> Sums2d:
@@ -405,11 +409,14 @@ class Stack:
     @torch.no_grad()
     def finish(self, sums: Sums2d | None) -> None:
         """Take the step of all that have a gradient."""
-        for members, _, row in self.shares:
+        for members, _, count, row in self.shares:
             gradients = [g for i in members if (g := self.parameters[i].grad) is not None]
             p, g = whole([self.parameters[i] for i in members]), whole(gradients)
             new = tensors.stepped(self.rule, p, g, self._open(members), row)
-            put([self.parameters[i] for i in members], new[0])
+            values = new[0]
+            if self.storage.parameter == RANDOM16:
+                values, _ = encoded(RANDOM16, values.float(), *seeds(count - 1, self.number))
+            put([self.parameters[i] for i in members], values)
             self._close(members, new[1:])
             for i in members:
                 self.states[i]["step"] += 1
@@ -459,10 +466,9 @@ def _seats(meeting: Meeting | None, parameters: Sequence[Tensor]) -> NDArray[np.
     return np.zeros(0, dtype=np.int64) if meeting is None else meeting.seats(parameters)
 
 
-def _seed(count: int, number: int, meeting: Meeting | None) -> int:
-    """Different at each step, for each part and each process's share, the same when resumed."""
-    place = 0 if meeting is None else meeting.place
-    return (count * 0x9E3779B1 + number * 0x85EBCA6B + place * 0xC2B2AE35) & 0x7FFFFFFF
+def _seeds(count: int, number: int, meeting: Meeting | None) -> tuple[int, int]:
+    """What is rounded at random: different for each process's share too."""
+    return seeds(count, number + (0 if meeting is None else meeting.place << 16))
 
 
 def refuse(p: Tensor, owner: str) -> None:

@@ -88,7 +88,7 @@ class Plan:
             size = max(1, _STACK // max(1, members[0][0].numel()))
             for i in range(0, len(members), size):
                 kind = Gathered if is_sharded(members[0][0]) else Stack
-                self.others.append(kind(key[0], key[-1], members[i : i + size]))
+                self.others.append(kind(key[0], key[-1], members[i : i + size], len(self.others)))
         self.waiting = addresses.Waiting(waiting) if waiting else None
         self.state = Values(optimizer.state)
 

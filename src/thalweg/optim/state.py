@@ -16,6 +16,8 @@ __all__ = ["keep_types", "scale_of", "start", "storage"]
 
 State = dict[str, Any]
 
+# Ways of storing, as `thalweg.kernels.storage` calls them; without importing Numba.
+_AT_RANDOM = "bfloat16 at random"
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -29,13 +31,10 @@ def storage(rule: Rule, dtype: torch.dtype, group: Hyper) -> "Storage":
     from thalweg.kernels.cpu import Storage
 
     parameter = _NAMES.get(dtype, "")
-    at_random = group["stochastic_rounding"] and dtype == torch.bfloat16
-    return Storage(
-        parameter,
-        tuple(_kind(rule, name, group) or parameter for name in rule.state),
-        at_random,
-        group["clear_grad"],
-    )
+    if group["stochastic_rounding"] and dtype == torch.bfloat16:
+        parameter = _AT_RANDOM
+    states = tuple(_kind(rule, name, group) or parameter for name in rule.state)
+    return Storage(parameter, states, group["clear_grad"])
 
 
 def _kind(rule: Rule, name: str, group: Hyper) -> str:
@@ -45,14 +44,17 @@ def _kind(rule: Rule, name: str, group: Hyper) -> str:
         return ""
     if asked == "8bit":
         return "signed8" if rule.moments[name] else "unsigned8"
-    return str(asked)
+    # To the nearest, an average that moves by less than half a unit would not move at all.
+    return _AT_RANDOM
 
 
-_DTYPES = {"bfloat16": torch.bfloat16, "signed8": torch.int8, "unsigned8": torch.uint8}
+_EIGHT = {"signed8": torch.int8, "unsigned8": torch.uint8}
+_EIGHT_OF = {dtype: kind for kind, dtype in _EIGHT.items()}
+_DTYPES = {_AT_RANDOM: torch.bfloat16, **_EIGHT}
 
 
 def start(state: State, rule: Rule, p: Tensor, group: Hyper) -> State:
-    """Make what is missing of a parameter's state, and return it.
+    """Make what is missing of a parameter's state, or kept in another way, and return it.
 
     Args:
         state: what there is.
@@ -67,35 +69,40 @@ def start(state: State, rule: Rule, p: Tensor, group: Hyper) -> State:
         state["step"] = torch.tensor(float(began), dtype=torch.float32)
     for name, value in zip(rule.state, rule.start(group), strict=True):
         if name in missing:
-            _start_one(state, name, value, rule, p, group)
+            _start_one(state, name, value, rule, p)
+        if name in rule.moments:
+            _recode(state, name, _kind(rule, name, group), p)
     for name, number in zip(rule.scalars, rule.start_scalars(group), strict=True):
         if state.get(name) is None:
             state[name] = torch.tensor(number, dtype=torch.float64)
     return state
 
 
-def _start_one(
-    state: State, name: str, value: float | None, rule: Rule, p: Tensor, group: Hyper
-) -> None:
-    kind = _kind(rule, name, group)
+def _start_one(state: State, name: str, value: float | None, rule: Rule, p: Tensor) -> None:
     if value is None:
         state[name] = p.detach().clone(memory_format=torch.preserve_format)
     elif name in rule.shapes:
         state[name] = p.new_full(rule.shapes[name](tuple(p.shape)), value)
-    elif kind.endswith("8"):
-        part = part_of(p)
-        plain = torch.full(part.shape, value, dtype=torch.float32, device=part.device)
-        _keep(state, name, kind, plain, p)
     else:
-        dtype = _DTYPES.get(kind, p.dtype)
-        state[name] = torch.full_like(p, value, dtype=dtype, memory_format=torch.preserve_format)
+        state[name] = torch.full_like(p, value, memory_format=torch.preserve_format)
 
 
-def _keep(state: State, name: str, kind: str, values: Tensor, p: Tensor) -> None:
-    """Keep values, float32 and of the shape of the parameter's part, in their way of storing."""
-    from thalweg.kernels.storage import CHUNK, encoded
+def _recode(state: State, name: str, kind: str, p: Tensor) -> None:
+    """Keep a moment in the way of storing that its group asks for, if it is kept in another."""
+    found: Tensor = state[name]
+    wanted = _DTYPES.get(kind, p.dtype)
+    if found.dtype == wanted:
+        return
+    if found.is_floating_point() and wanted.is_floating_point:
+        state[name] = found.to(wanted)
+        return
+    from thalweg.kernels.storage import CHUNK, decoded, encoded, scales
 
-    made, scale = encoded(kind, values, 0, at_random=False)
+    part, kept = part_of(found), state.pop(scale_of(name), None)
+    if kept is not None:
+        kept = part_of(kept).view(-1)[: scales(part.numel())]
+    values = decoded(_EIGHT_OF.get(found.dtype, ""), part, kept)
+    made, scale = encoded(kind, values) if kind else (values.to(wanted), None)
     state[name] = with_part(p, made)
     if scale is not None:
         state[scale_of(name)] = side_by_side(p, scale, CHUNK)
@@ -113,36 +120,26 @@ def keep_types(optimizer: "RuleOptimizer", state_dict: dict[str, Any]) -> None:
         if not saved or not state:
             continue
         rule = optimizer.rule.resolve(group, tuple(p.shape))
-        for name in rule.state:
-            kind, found = _kind(rule, name, group), saved.get(name)
-            if kind and isinstance(found, Tensor):
-                _recode(state, name, kind, found, saved.get(scale_of(name)), p)
+        for name in rule.moments:
+            if isinstance(saved.get(scale_of(name)), Tensor):
+                _check_scale(name, saved, p)
+                for kept in (name, scale_of(name)):
+                    state[kept] = saved[kept].detach().to(p.device, copy=True)
         for name in rule.scalars:
             if isinstance(saved.get(name), Tensor):
                 state[name] = saved[name].detach().to(torch.float64, copy=True).cpu()
 
 
-def _recode(
-    state: State, name: str, kind: str, found: Tensor, scale: Tensor | None, p: Tensor
-) -> None:
-    """A saved moment in the way of storing that the group now asks for."""
-    from thalweg.kernels.storage import CHUNK, decoded, scales
+def _check_scale(name: str, saved: State, p: Tensor) -> None:
+    """Raise `ValueError` for eight bits of parameters that were cut up in another way."""
+    from thalweg.kernels.storage import CHUNK, scales
 
-    if scale is not None:
-        part = part_of(p)
-        like = side_by_side(p, torch.zeros(scales(part.numel())), CHUNK)
-        if not laid_out_alike(p, found) or scale.shape != like.shape:
-            raise ValueError(
-                f"the checkpoint has {name!r} in eight bits with scales of shape "
-                f"{tuple(scale.shape)}, and here they have {tuple(like.shape)}: each process has "
-                "its own; load it where parameters are cut up as where it was saved, or save it "
-                "from an optimizer with state='bfloat16'"
-            )
-    if found.dtype == _DTYPES[kind]:
-        state[name] = found.detach().to(p.device, copy=True)
-        if scale is not None:
-            state[scale_of(name)] = scale.detach().to(p.device, copy=True)
-        return
-    saved_kind = {torch.int8: "signed8", torch.uint8: "unsigned8"}.get(found.dtype, "")
-    its_scale = None if scale is None else part_of(scale).view(-1)[: scales(part.numel())]
-    _keep(state, name, kind, decoded(saved_kind, part_of(found), its_scale).to(p.device), p)
+    like = side_by_side(p, torch.zeros(scales(part_of(p).numel())), CHUNK)
+    found = saved[scale_of(name)]
+    if not laid_out_alike(p, saved[name]) or found.shape != like.shape:
+        raise ValueError(
+            f"the checkpoint has {name!r} in eight bits with scales of shape "
+            f"{tuple(found.shape)}, and here they have {tuple(like.shape)}: each process has "
+            "its own; load it where parameters are cut up as where it was saved, or save it "
+            "from an optimizer with state='bfloat16'"
+        )

@@ -1,0 +1,252 @@
+"""Moments in fewer bits and bfloat16 parameters: training ends where float32 ends."""
+
+import ast
+import copy
+import io
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.optim.cases import CASES
+from tests.optim.digits import data, loss_of, network, train
+from thalweg import optim
+
+F32, BF16 = torch.float32, torch.bfloat16
+FEWER = pytest.mark.parametrize("state", ["8bit", "bfloat16"])
+ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
+RATES = {"adamw": 3e-3, "momentum": 0.05, "lion": 3e-4}
+
+
+def same(some, others):
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def size_of_state(optimizer):
+    return sum(v.nbytes for s in optimizer.state.values() for v in s.values())
+
+
+def build(entry, dtype=F32, **options):
+    model = network(dtype)
+    return model, entry.constructor(model.parameters(), **entry.valid[0].arguments, **options)
+
+
+@ROWS
+def test_a_checkpoint_goes_on_to_the_bit(entry):
+    """Rounding at random included; the new optimizer learns from the checkpoint how to store."""
+    whole, optimizer = build(entry, state="8bit")
+    train(whole, optimizer, 6)
+    model, before = build(entry, state="8bit")
+    train(model, before, 3)
+    model, after = copy.deepcopy(model), None
+    after = build(entry)[1].__class__(model.parameters(), **entry.valid[0].arguments)
+    after.load_state_dict(through_a_file(before.state_dict()))
+    train(model, after, 3, first=3)
+    assert same(model.parameters(), whole.parameters())
+    assert all(p.isfinite().all() for p in model.parameters())
+    if not entry.resolved({**entry.valid[0].arguments}).moments:
+        # A rule without moments takes no notice.
+        plain, its = build(entry)
+        train(plain, its, 6)
+        assert same(plain.parameters(), whole.parameters())
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_a_checkpoint_of_bfloat16_goes_on_to_the_bit(name):
+    options = {"state": "8bit", "stochastic_rounding": True}
+    whole, optimizer = build(CASES[name], BF16, **options)
+    train(whole, optimizer, 6)
+    model, before = build(CASES[name], BF16, **options)
+    train(model, before, 3)
+    model, before = copy.deepcopy((model, before))
+    train(model, before, 1, first=3)
+    after = CASES[name].constructor(model.parameters())
+    after.load_state_dict(through_a_file(before.state_dict()))
+    train(model, after, 2, first=4)
+    assert same(model.parameters(), whole.parameters())
+
+
+@FEWER
+def test_the_way_of_storing_changes_in_mid_training(state):
+    """From float32 to fewer bits and back: the moments are converted, not forgotten."""
+    model, optimizer = build(CASES["adam"])
+    train(model, optimizer, 5)
+    before = {k: v.clone() for k, v in optimizer.state[next(model.parameters())].items()}
+    full = size_of_state(optimizer)
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    optimizer.param_groups[0]["state"] = state
+    for p in model.parameters():
+        p.grad = None
+    optimizer.step()
+    assert size_of_state(optimizer) < (0.3 if state == "8bit" else 0.52) * full
+    optimizer.param_groups[0]["state"] = None
+    optimizer.step()
+    after = optimizer.state[next(model.parameters())]
+    assert set(after) == set(before)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert after[name].dtype == F32
+        assert float((after[name] - before[name]).norm() / before[name].norm()) < 0.07
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@FEWER
+def test_torch_operations_take_the_same_step(state, dtype):
+    """A transposed parameter goes by torch operations, moments in the order of its elements."""
+    generator = torch.Generator().manual_seed(0)
+    a, g = (torch.randn(40, 30, generator=generator).to(dtype) for _ in range(2))
+    kernel, loose = nn.Parameter(a.clone()), nn.Parameter(a.t().contiguous().t())
+    options = {"lr": 1e-2, "state": state, "stochastic_rounding": True}
+    pair = [optim.AdamW([p], **options) for p in (kernel, loose)]
+    for _ in range(3):
+        for p, optimizer in zip((kernel, loose), pair, strict=True):
+            p.grad = g.clone() if p is kernel else g.t().contiguous().t()
+            optimizer.step()
+    unit = 2.0**-7 if dtype == BF16 else 1e-6
+    # What rounds to another code, seldom, takes a step that is an eighth longer or shorter.
+    gap = (kernel - loose).detach().abs().float()
+    assert float((gap > unit * kernel.detach().abs().float()).float().mean()) < 0.01
+
+
+def test_float64_parameters_keep_their_moments_in_eight_bits():
+    """By torch operations; computed in float64 between decoding and encoding."""
+    model, optimizer = build(CASES["adam"], torch.float64, state="8bit")
+    train(model, optimizer, 3)
+    state = optimizer.state[next(model.parameters())]
+    assert (state["exp_avg"].dtype, state["exp_avg_sq"].dtype) == (torch.int8, torch.uint8)
+
+
+def test_torchs_checkpoint_is_taken_into_eight_bits():
+    model, theirs = network(F32), None
+    theirs = torch.optim.Adam(model.parameters())
+    train(model, theirs, 3)
+    ours = optim.Adam(model.parameters(), state="8bit")
+    ours.load_state_dict(through_a_file(theirs.state_dict()))
+    train(model, ours, 1, first=3)
+    state = ours.state[next(model.parameters())]
+    assert (state["exp_avg"].dtype, int(state["step"])) == (torch.int8, 4)
+
+
+def no_worse(losses, others, most=0.05):
+    """Paired over seeds: mean difference within two standard errors, or a part of the loss."""
+    losses, others = np.array(losses), np.array(others)
+    difference = losses - others
+    error = difference.std(ddof=1) / len(difference) ** 0.5
+    return difference.mean() <= max(2 * error, most * others.mean())
+
+
+@cache
+def digits_loss(name, state, seed):
+    model = network(F32, seed)
+    optimizer = CASES[name].constructor(model.parameters(), lr=RATES[name], state=state)
+    train(model, optimizer, 300)
+    x, y = data(F32)
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(model(x), y))
+
+
+SEEDS = range(6)
+
+
+@FEWER
+@pytest.mark.parametrize("name", RATES)
+def test_digits_end_within_the_noise_of_seeds(name, state):
+    """Mean over 6 seeds, against its float32 twin's, in units of the spread between seeds."""
+    few, full = (np.array([digits_loss(name, s, i) for i in SEEDS]) for s in (state, None))
+    print(name, state, few.mean(), full.mean(), full.std(ddof=1))
+    # Two standard errors of a difference of two means of six.
+    assert few.mean() - full.mean() < 2 * full.std(ddof=1) * (2 / len(SEEDS)) ** 0.5
+
+
+@cache
+def text():
+    """Docstrings of modules of Python's library, as bytes: 300,000 of them."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    found = []
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                found.append(ast.get_docstring(node) or "")
+    return torch.tensor(list("\n\n".join(filter(None, found)).encode()[:300_000]))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width=64, layers=2, length=32):
+        super().__init__()
+        self.words, self.places = nn.Embedding(256, width), nn.Embedding(length, width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 4 * width, 0.0, batch_first=True, norm_first=True, bias=True
+            )
+            for _ in range(layers)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
+        self.mask = nn.Transformer.generate_square_subsequent_mask(length)
+        self.length = length
+
+    def forward(self, x):
+        h = self.words(x) + self.places.weight
+        for layer in self.layers:
+            h = layer(h, src_mask=self.mask, is_causal=True)
+        return self.head(self.norm(h))
+
+    def loss(self, starts):
+        x = text()[starts[:, None] + torch.arange(self.length + 1)]
+        return nn.functional.cross_entropy(self(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+
+@cache
+def language_loss(state, seed, steps=150):
+    torch.manual_seed(seed)
+    model = Transformer()
+    optimizer = optim.AdamW(model.parameters(), lr=3e-3, state=state)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.loss(torch.randint(270_000, (12,), generator=generator)).backward()
+        optimizer.step()
+    held_out = torch.arange(270_000, 299_000, 200)
+    with torch.no_grad():
+        return float(model.loss(held_out))
+
+
+@FEWER
+def test_a_transformer_on_real_text_ends_within_the_noise_of_seeds(state):
+    """A byte-level language model on docstrings: mean of 3 seeds, against their spread."""
+    few, full = (np.array([language_loss(s, i) for i in range(3)]) for s in (state, None))
+    print(state, few, full)
+    assert full.mean() < 3.0  # of log 256 = 5.5: it has learned
+    assert few.mean() - full.mean() < 2 * full.std(ddof=1) * (2 / 3) ** 0.5
+
+
+def test_rounding_at_random_keeps_small_steps():
+    """Steps below half a unit of bfloat16: to the nearest they are lost, at random they count."""
+    found = {}
+    for random in (False, True):
+        model = network(BF16)
+        optimizer = optim.AdamW(model.parameters(), lr=1e-5, stochastic_rounding=random)
+        start = [p.detach().clone() for p in model.parameters()]
+        with torch.no_grad():
+            before = sum(float(loss_of(model.float(), i)) for i in range(10)) / 10
+        model.to(BF16)
+        train(model, optimizer, 300)
+        moved = [
+            float((p.detach() != q).float().mean())
+            for p, q in zip(model.parameters(), start, strict=True)
+        ]
+        model.float()
+        with torch.no_grad():
+            after = sum(float(loss_of(model, i)) for i in range(10)) / 10
+        found[random] = before - after, moved
+    assert found[True][0] > 2 * found[False][0]
