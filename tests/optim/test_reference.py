@@ -14,6 +14,12 @@ def test_the_reference_page_is_current():
 def test_every_optimizer_and_convention_is_on_it():
     text = page()
     for row in OPTIMIZERS.values():
-        assert f"## {row.label}\n" in text
-        for option in row.conventions:
-            assert f"- `{option}`: " in text
+        start = text.index(f"## {row.constructor.__name__}\n")
+        page_of_it = text[start : text.find("\n## ", start + 3)]
+        for said in (row.rule.formula, row.rule.paper, row.rule.helps, row.rule.fails):
+            assert said
+            assert said in page_of_it
+        for hyper in row.rule.hyper:
+            assert hyper.meaning, (row.name, hyper.name)
+            if hyper.name != "weight_decay":
+                assert f"| `{hyper.name}`" in page_of_it
