@@ -216,6 +216,40 @@ def test_look_ahead_restores_the_parameters_when_the_closure_raises():
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "state", "tolerance"),
+    [
+        # Three steps, each of which rounds by at most 2^-24, 2^-9, 2^-12, 2^-9 and 2 / 127.
+        (torch.float32, None, 1e-6),
+        (torch.bfloat16, None, 8e-3),
+        (torch.float16, None, 1e-3),
+        (torch.float32, "bfloat16", 8e-3),
+        (torch.bfloat16, "8bit", 5e-2),
+    ],
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_look_ahead_goes_to_the_same_point_in_any_precision(dtype, state, tolerance, transposed):
+    seen = []
+    for kind in (dtype, torch.float64):
+        p = torch.linspace(-2, 2, 600, dtype=torch.float64).to(kind).reshape(20, 30)
+        p = (p.t().contiguous().t() if transposed else p).requires_grad_()
+        optimizer = optim.NAG([p], lr=0.1, form="lookahead", **({"state": state} if state else {}))
+        points = []
+        for _ in range(4):
+            optimizer.zero_grad()  # so that there are no gradients while it looks ahead
+
+            def evaluate(p=p, points=points):
+                points.append(p.detach().double().clone())
+                p.grad = p.detach().clone()
+
+            optimizer.step(evaluate)
+        seen.append(points)
+        state = None
+    for a, b in zip(*seen, strict=True):
+        assert (a - b).norm() < tolerance * b.norm()
+    assert (seen[1][3] - seen[1][0]).norm() > 0.1 * seen[1][0].norm()
+
+
 def test_look_ahead_and_torchs_form_in_two_groups():
     models = network(), network()
     halves = [

@@ -108,4 +108,7 @@ def close(
 def shift(rule: Rule, p: Tensor, state: Sequence[Tensor], row: Row) -> None:
     """Move a tensor, in place, to the point where the rule takes its gradient."""
     assert rule.point is not None
-    p.copy_(rule.point(p, *state, *row[HEAD:]))
+    here = p
+    if p.dtype in HALF:
+        here, state = p.float(), [s.float() for s in state]
+    p.copy_(rule.point(here, *state, *row[HEAD:]))

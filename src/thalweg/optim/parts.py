@@ -70,6 +70,7 @@ class Batch:
         self.rule = rule
         self.number = number
         self.meeting, self.seats = meeting, _seats(meeting, whole_parameters)
+        self.parameters = whole_parameters
         self.dtype = NUMPY[whole_parameters[0].dtype]
         counts = [float(state["step"]) for state in self.states]
         self.step = torch.tensor(counts, dtype=torch.float32)
@@ -222,9 +223,16 @@ class Batch:
     def shift(self, groups: Sequence[Group]) -> None:
         """Move all parameters to where the next step takes the gradient."""
         self.even = False
-        every = replace(self.segments, blocks=self.blocks)
         self._find_rows(groups, self.counts + 1)
-        cpu.shift(self.rule, every, np.array(self.rows, dtype=self.dtype))
+        storage = self.segments.storage
+        if storage.native:
+            every = replace(self.segments, blocks=self.blocks)
+            cpu.shift(self.rule, every, np.array(self.rows, dtype=self.dtype))
+        else:
+            # That kernel takes everything as stored in the type that it computes in.
+            for p, state, row in zip(self.parameters, self.states, self.which, strict=True):
+                arrays = _opened(self.rule, storage, p, state)
+                tensors.shift(self.rule, part_of(p), arrays, self.rows[row])
         if self.shards is not None:
             self.shards.take_back()
 
@@ -269,16 +277,8 @@ class Loose:
         self.scalars = tuple(float(self.state[name]) for name in self.rule.scalars)
         self.row = self.rule.row(self.hyper, self.count, self.scalars)
 
-    def _scale(self, name: str) -> Tensor | None:
-        scale = self.state.get(scale_of(name))
-        return None if scale is None else part_of(scale).view(-1)[: scales(part_of(self.p).numel())]
-
     def _arrays(self) -> tuple[Tensor, ...]:
-        kinds = self.storage.states
-        return tuple(
-            tensors.opened(kind, part_of(self.state[name]), self._scale(name), self.p.dtype)
-            for kind, name in zip(kinds, self.rule.state, strict=True)
-        )
+        return _opened(self.rule, self.storage, self.p, self.state)
 
     def squares(self) -> Sums2d:
         """Sum of the squares of the gradient, ``(1, 1)``."""
@@ -313,7 +313,7 @@ class Loose:
         kept = zip(self.storage.states, self.rule.state, new[1:], strict=True)
         for k, (kind, name, value) in enumerate(kept, start=2):
             part, own = part_of(self.state[name]), place + NEXT_ARRAY * k
-            tensors.close(kind, part, self._scale(name), value, own, turn)
+            tensors.close(kind, part, _scale(self.p, self.state, name), value, own, turn)
         for name, number in zip(self.rule.scalars, scalars, strict=True):
             self.state[name].fill_(float(number))
         self.state["step"] += 1
@@ -460,6 +460,22 @@ class Gathered(Stack):
 
 
 Part: TypeAlias = Batch | Loose | Stack
+
+
+def _scale(p: Tensor, state: Mapping[str, Any], name: str) -> Tensor | None:
+    """The scales of a state of a parameter's part, where it has some."""
+    scale = state.get(scale_of(name))
+    return None if scale is None else part_of(scale).view(-1)[: scales(part_of(p).numel())]
+
+
+def _opened(
+    rule: Rule, storage: cpu.Storage, p: Tensor, state: Mapping[str, Any]
+) -> tuple[Tensor, ...]:
+    """The states of a parameter's part as they are computed with."""
+    return tuple(
+        tensors.opened(kind, part_of(state[name]), _scale(p, state, name), p.dtype)
+        for kind, name in zip(storage.states, rule.state, strict=True)
+    )
 
 
 def _seats(meeting: Meeting | None, parameters: Sequence[Tensor]) -> NDArray[np.int64]:
