@@ -158,7 +158,13 @@ class Batch:
         """Sums of the squares of the gradients, ``(parameters, 1)``."""
         plain = np.tile(np.array([[1.0, np.inf, 0.0, 1.0]], self.dtype), (len(self.rows), 1))
         bare = replace(self.segments, storage=replace(self.segments.storage, states=()))
-        return cpu.measure(_SQUARE, bare, plain)
+        found = cpu.measure(_SQUARE, bare, plain)
+        # Squares of float32 may be beyond float32 where the norm is not.
+        for i in np.flatnonzero(~np.isfinite(found[:, 0])):
+            gradient = self.parameters[i].grad
+            if gradient is not None:
+                found[i] = float(part_of(gradient).double().square().sum())
+        return found
 
     def bound(self, factors: Mapping[int, Any]) -> None:
         """Multiply gradients.
