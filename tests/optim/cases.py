@@ -432,8 +432,8 @@ _CASES: dict[str, dict[str, Any]] = {
             Invalid({"d0": 0.0}, r"d0 must be in \(0, inf\), got 0\.0"),
         ),
         "tolerance": (1e-1, 1e-9),
-        "reason": "the estimate multiplies its own rounding from step to step; in float32 the paths "
-        "part, in float64 they agree",
+        "reason": "the estimate multiplies its own rounding from step to step; in float32 the "
+        "paths part, in float64 they agree",
     },
     "dadaptadam": {
         "valid": (
@@ -528,11 +528,8 @@ CASES: dict[str, Case] = {
 }
 ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda case: case.name)
 # Those that torch.optim has too, at least by the first of their arguments.
-TORCH_ROWS = pytest.mark.parametrize(
-    "entry",
-    [case for case in CASES.values() if case.oracle and case.valid[0].oracle],
-    ids=lambda case: case.name,
-)
+TORCHS = [case for case in CASES.values() if case.oracle and case.valid[0].oracle]
+TORCH_ROWS = pytest.mark.parametrize("entry", TORCHS, ids=lambda case: case.name)
 # Every optimizer with every set of arguments that it is said to take.
 ALL = [(case, valid) for case in CASES.values() for valid in case.valid]
 
