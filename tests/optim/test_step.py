@@ -263,3 +263,37 @@ def test_look_ahead_and_torchs_form_in_two_groups():
     train(models[1], optimizer, 5, after=seen.append)
     assert seen == list(range(5))
     assert distance(*models) > 1e-6
+
+
+# Elementwise, sums over each tensor, sums over all, whole matrices and the rest.
+KINDS = pytest.mark.parametrize("name", ["adam", "lamb", "prodigy", "muon"])
+
+
+@KINDS
+def test_clip_norm_is_as_clipping_beforehand(name):
+    inside, by_hand = network(), network()
+    arguments = CASES[name].valid[0].arguments
+    train(inside, CASES[name].constructor(inside.parameters(), **arguments, clip_norm=0.1), 20)
+    optimizer = CASES[name].constructor(by_hand.parameters(), **arguments)
+    for step in range(20):
+        optimizer.zero_grad()
+        loss_of(by_hand, step).backward()
+        assert torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.1) > 0.1
+        optimizer.step()
+    # Prodigy's estimate multiplies its own rounding.
+    assert distance(inside, by_hand) < CASES[name].tolerance[1]
+
+
+@KINDS
+def test_the_moving_average_of_weights(name):
+    model = network()
+    arguments = CASES[name].valid[0].arguments
+    optimizer = CASES[name].constructor(model.parameters(), **arguments, ema_decay=0.9)
+    average = [p.detach().clone() for p in model.parameters()]
+    for step in range(5):
+        train(model, optimizer, 1, first=step)
+        average = [
+            0.9 * e + 0.1 * p.detach() for e, p in zip(average, model.parameters(), strict=True)
+        ]
+    optimizer.eval()
+    torch.testing.assert_close(list(map(torch.Tensor.detach, model.parameters())), average)

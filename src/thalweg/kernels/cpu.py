@@ -171,10 +171,9 @@ def measure(
     )
     with _ONE_AT_A_TIME if parallel else nullcontext():
         parts = kernel(segments.blocks, segments.table, rows)
-    which = segments.blocks[:, 0]
-    return np.stack(
-        [np.bincount(which, part, minlength=len(segments.table)) for part in parts.T], axis=1
-    )
+    which, length = segments.blocks[:, 0], len(segments.table)
+    sums = np.stack([np.bincount(which, part, minlength=length) for part in parts.T], axis=1)
+    return sums.astype(np.float64, copy=False)  # of no blocks at all NumPy counts in integers
 
 
 def shift(rule: Rule, segments: Segments, rows: Rows) -> None:
