@@ -246,13 +246,16 @@ def decoded(kind: str, stored: Tensor, scale: Tensor | None) -> Tensor:
     return a / 127**2 * k * k.abs() if kind == SIGNED8 else a / 255**4 * ((k * k) * (k * k))
 
 
-def encoded(kind: str, values: Tensor, seed: int, at_random: bool) -> tuple[Tensor, Tensor | None]:
+def encoded(
+    kind: str, values: Tensor, seed: int | Tensor, at_random: bool
+) -> tuple[Tensor, Tensor | None]:
     """Float32 values as they are stored, and their scales where they have some.
 
     Args:
         kind: way of storing.
         values: float32 of any shape.
-        seed: 32 bits; what rounds at random rounds the same way for the same seed.
+        seed: 32 bits, a number or an int64 tensor without dimensions; what rounds at random
+            rounds the same way for the same seed.
         at_random: of bfloat16: round at random; eight bits always do.
     """
     if kind not in SCALED:
@@ -280,7 +283,7 @@ def _spread(scale: Tensor, like: Tensor) -> Tensor:
     return scale.repeat_interleave(CHUNK)[: like.numel()].view(like.shape)
 
 
-def _noise(seed: int, like: Tensor) -> Tensor:
+def _noise(seed: int | Tensor, like: Tensor) -> Tensor:
     """32 random bits for every element, as the compiled encoders have them, int64."""
     mask = 0xFFFFFFFF
     i = torch.arange(like.numel(), device=like.device).view(like.shape)

@@ -1,5 +1,7 @@
 """Parameters that take their step together, by kernel, one by one, or as a stack of matrices.
 
+Those on a GPU do in `thalweg.optim.device`.
+
 Each part can do the same: `locate` its memory (False if a tensor belongs elsewhere now), `begin` a
 step (coefficients), take the `squares` of the gradients and the `sums` of its rule's terms, which
 the step of other parts may need too, and `finish` it; `shift` moves parameters to where the rule
@@ -8,7 +10,7 @@ takes the gradient.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from thalweg.kernels.storage import SCALED
 from thalweg.optim.state import scale_of
 from thalweg.rules.rule import Row, Rule, Sums
 
-__all__ = ["NUMPY", "Batch", "Group", "Loose", "Member", "Part", "Stack"]
+__all__ = ["NUMPY", "Batch", "Group", "Loose", "Member", "Stack", "fits", "refuse", "seed_of"]
 
 Group = dict[str, Any]
 Member = tuple[Tensor, int, dict[str, Any], str]  # parameter, group, state, name in errors
@@ -158,13 +160,13 @@ class Batch:
             self.segments,
             np.array(rows, dtype=self.dtype),
             self.bounded,
-            _seed(int(self.counts.max()), self.number),
+            seed_of(int(self.counts.max()), self.number),
         )
         self.counts[:] = self.located.upcoming
 
     def _bound_norm(self, factors: Mapping[int, Any]) -> list[Row]:
         self.rows = [
-            (row[0] * factors.get(id(kind[0]), 1.0), *row[1:])
+            (row[0] * float(factors.get(id(kind[0]), 1.0)), *row[1:])
             for row, kind in zip(self.rows, self.kinds, strict=True)
         ]
         return self.rows
@@ -172,6 +174,7 @@ class Batch:
     def _advance(self, rows: Sequence[Row], totals: Sums) -> NDArray[np.float64]:
         """Rows with what follows from the sums, and the scalars of the next step."""
         rule, which = self.rule, self.which
+        totals = tuple(map(float, totals))  # another part's may be on a device
         if rule.terms is None or rule.joint:
             found = [rule.go_on(g, count, totals, scalars) for g, count, scalars in self.kinds]
             after = np.array([scalars for _, scalars in found]).reshape(len(found), -1)
@@ -261,11 +264,12 @@ class Loose:
         group = groups[self.group]
         if id(group) in factors:
             self.row = (self.row[0] * factors[id(group)], *self.row[1:])
-        sums = self.sums() if self.rule.terms is not None and not self.rule.joint else totals
+        joint = self.rule.terms is None or self.rule.joint
+        sums = tuple(map(float, totals)) if joint else self.sums()
         extra, scalars = self.rule.go_on(group, self.count, sums, self.scalars)
         state = self._arrays()
         new = tensors.stepped(self.rule, self.p, self.p.grad, state, self.row, extra)
-        seed = _seed(self.count - 1, self.number)
+        seed = seed_of(self.count - 1, self.number)
         tensors.close(self.storage.parameter, self.p, None, new[0], self.storage.at_random, seed)
         for kind, name, value in zip(self.storage.states, self.rule.state, new[1:], strict=True):
             scale = self.state.get(scale_of(name))
@@ -326,7 +330,7 @@ class Stack:
     def squares(self) -> Any:
         """Sum of the squares of the gradients."""
         present = [p.grad for p in self.parameters if p.grad is not None]
-        return sum(float(g.double().square().sum()) for g in present)
+        return sum(g.double().square().sum() for g in present)
 
     def sums(self) -> Sums:
         """Rules of whole tensors have no terms."""
@@ -340,15 +344,18 @@ class Stack:
             chosen = [self.parameters[i] for i in members]
             gradients = [p.grad for p in chosen if p.grad is not None]
             everyone = len(members) == len(self.parameters)
-            state = [k if everyone else k[members] for k in self.kept.values()]
+            # Not by an index of who they are, which would be sent to a device, and waited for.
+            states = [[self.states[i][name] for i in members] for name in self.kept]
+            kept = list(self.kept.values())
+            state = kept if everyone else [torch.stack(some) for some in states]
             p, g = _stacked(chosen), _stacked(gradients)
             new = tensors.stepped(self.rule, p, g, state, row, ())
             torch._foreach_copy_(chosen, list(new[0].to(self.dtype).unbind(0)))
-            for kept, value in zip(self.kept.values(), new[1:], strict=True):
+            for whole, some, value in zip(kept, states, new[1:], strict=True):
                 if everyone:
-                    kept.copy_(value)
+                    whole.copy_(value)
                 else:
-                    kept[members] = value.to(kept.dtype)
+                    torch._foreach_copy_(some, list(value.unbind(0)))
             for i in members:
                 self.states[i]["step"] += 1
             if self.storage.clear:
@@ -358,14 +365,11 @@ class Stack:
         """Rules of whole tensors take the gradient where the parameters are."""
 
 
-Part: TypeAlias = Batch | Loose | Stack
-
-
 def _stacked(some: Sequence[Tensor]) -> Tensor:
     return some[0].detach()[None] if len(some) == 1 else torch.stack(list(some))
 
 
-def _seed(count: int, number: int) -> int:
+def seed_of(count: Any, number: int) -> Any:
     """Different at each step and for each part, the same when resumed."""
     return (count * 0x9E3779B1 + number * 0x85EBCA6B) & 0x7FFFFFFF
 

@@ -1,7 +1,7 @@
 """What one step touches; made once, and good until something else than numbers changes."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,14 +10,18 @@ from torch import Tensor
 from thalweg.kernels import addresses
 from thalweg.kernels.cpu import Storage
 from thalweg.kernels.objects import Items, Values
-from thalweg.optim.parts import Batch, Group, Loose, Member, Part, Stack, fits, refuse
+from thalweg.optim.device import Together, goes_together, is_host
+from thalweg.optim.parts import Batch, Group, Loose, Member, Stack, fits, refuse
 from thalweg.optim.state import storage
+from thalweg.rules.maths import minimum, sqrt
 from thalweg.rules.rule import Rule, Sums
 
 if TYPE_CHECKING:
     from thalweg.optim.base import RuleOptimizer
 
 __all__ = ["Plan"]
+
+Part: TypeAlias = Batch | Together | Loose | Stack
 
 # Elements of matrices that are stacked at most; beyond, copying them costs more than it saves.
 _STACK = 1 << 20
@@ -31,6 +35,7 @@ class Plan:
 
         Raises:
             TypeError: for a sparse or complex parameter or gradient.
+            ValueError: for one that is to be captured in a CUDA graph and cannot be.
         """
         groups = optimizer.param_groups
         self.rules = [optimizer.rule.resolve(group) for group in groups]
@@ -38,9 +43,10 @@ class Plan:
         self.parameters = [Items(group["params"]) for group in groups]
         waiting: list[Tensor] = []
         kinds: dict[tuple[Rule, torch.dtype, Storage], list[Member]] = {}
+        elsewhere: dict[Any, list[Member]] = {}
         stacks: dict[Any, list[Member]] = {}
         self.batches: list[Batch] = []
-        self.others: list[Loose | Stack] = []
+        self.others: list[Together | Loose | Stack] = []
         for index, group in enumerate(groups):
             for place, p in enumerate(group["params"]):
                 owner = f"{type(optimizer).__name__}, parameter group {index}, parameter {place}"
@@ -51,7 +57,14 @@ class Plan:
                     continue
                 stored = storage(rule, p.dtype, group)
                 member = p, index, optimizer.start_state(p, group), owner
-                if rule.whole:
+                together = goes_together(rule, p, member[2])
+                if group.get("capturable") and not together:
+                    raise ValueError(f"{owner}: {_no_capture(rule, p)}")
+                if together:
+                    options = bool(group.get("capturable")), not group.get("foreach")
+                    place_of = rule, stored, p.dtype, p.device, options
+                    elsewhere.setdefault(place_of, []).append(member)
+                elif rule.whole:
                     key = rule, p.shape, p.dtype, p.device, stored
                     stacks.setdefault(key, []).append(member)
                 elif fits(rule, stored, p, member[2]):
@@ -59,21 +72,27 @@ class Plan:
                 else:
                     self.others.append(Loose(rule, stored, member, len(self.others)))
         for (rule, _, stored), members in kinds.items():
-            apart = _overlap([p for p, *_ in members])
-            together = [m for m, other in zip(members, apart, strict=True) if not other]
-            self.others += [
-                Loose(rule, stored, m, k, shares_memory=True)
-                for k, (m, other) in enumerate(zip(members, apart, strict=True))
-                if other
-            ]
-            if together:
-                self.batches.append(Batch(rule, stored, together, len(self.batches)))
+            if alone := self._apart(rule, stored, members):
+                self.batches.append(Batch(rule, stored, alone, len(self.batches)))
+        for (rule, stored, _, _, options), members in elsewhere.items():
+            if alone := self._apart(rule, stored, members):
+                self.others.append(Together(rule, stored, alone, len(self.others), *options))
         for key, members in stacks.items():
             size = max(1, _STACK // max(1, members[0][0].numel()))
             for i in range(0, len(members), size):
                 self.others.append(Stack(key[0], key[-1], members[i : i + size]))
         self.waiting = addresses.Waiting(waiting) if waiting else None
         self.state = Values(optimizer.state)
+
+    def _apart(self, rule: Rule, stored: Storage, members: list[Member]) -> list[Member]:
+        """Those that share no memory with another; the others take their steps one by one."""
+        shared = _overlap([p for p, *_ in members])
+        self.others += [
+            Loose(rule, stored, m, k, shares_memory=True)
+            for k, (m, other) in enumerate(zip(members, shared, strict=True))
+            if other
+        ]
+        return [m for m, other in zip(members, shared, strict=True) if not other]
 
     @property
     def parts(self) -> list[Part]:
@@ -127,33 +146,47 @@ class Plan:
 
 
 def _options(group: Group) -> tuple[Any, ...]:
-    return group.get("state"), group.get("stochastic_rounding"), group.get("clear_grad")
+    names = "state", "stochastic_rounding", "clear_grad", "capturable", "foreach"
+    return tuple(group.get(name) for name in names)
 
 
-def _factors(groups: Sequence[Group], parts: Sequence[Part]) -> dict[int, float]:
-    """By what to multiply the gradients of each group that bounds their norm, by its `id`."""
+def _no_capture(rule: Rule, p: Tensor) -> str:
+    """Why a step of a parameter cannot be part of a CUDA graph, and what to do."""
+    if rule.whole:
+        why = f"{rule.name} chooses its operations on the host"
+    elif is_host(p.device):
+        why = f"this parameter is on {p.device}, and capturable is for CUDA"
+    else:
+        why = f"this parameter is a {type(p).__name__} of {p.dtype} that goes one by one"
+    return f"capturable=True, but {why}; leave capturable False for this group"
+
+
+def _sum(some: Sequence[Any]) -> Any:
+    """The sum of numbers, where there are tensors on the device of the first of them."""
+    device = next((x.device for x in some if isinstance(x, Tensor)), None)
+    return sum(x.to(device) if isinstance(x, Tensor) else x for x in some)
+
+
+def _factors(groups: Sequence[Group], parts: Sequence[Part]) -> dict[int, Any]:
+    """By what to multiply the gradients of each group that bounds their norm, by its `id`.
+
+    They are tensors if some gradient is on another device than the host's.
+    """
     bounded = [group for group in groups if group["clip_norm"] is not None]
     if not bounded:
         return {}
-    norm = np.sqrt(sum(part.squares() for part in parts))
+    norm = sqrt(_sum([part.squares() for part in parts]))
     # As torch.nn.utils.clip_grad_norm_ has it; a norm of NaN makes all gradients NaN.
-    return {
-        id(group): float(np.minimum(float(group["clip_norm"]) / (norm + 1e-6), 1.0))
-        for group in bounded
-    }
+    return {id(group): minimum(float(group["clip_norm"]) / (norm + 1e-6), 1.0) for group in bounded}
 
 
 def _totals(parts: Sequence[Part]) -> dict[Rule, Sums]:
     """Sums of joint rules over all their parts."""
-    found: dict[Rule, Sums] = {}
+    found: dict[Rule, list[Sums]] = {}
     for part in parts:
-        if part.rule.joint:
-            sums = part.sums()
-            before = found.get(part.rule)
-            if sums:
-                pairs = zip(before or (0.0,) * len(sums), sums, strict=True)
-                found[part.rule] = tuple(a + b for a, b in pairs)
-    return found
+        if part.rule.joint and (sums := part.sums()):
+            found.setdefault(part.rule, []).append(sums)
+    return {rule: tuple(map(_sum, zip(*sums, strict=True))) for rule, sums in found.items()}
 
 
 def _started(state: dict[str, Any] | None, rule: Rule) -> bool:
@@ -163,7 +196,7 @@ def _started(state: dict[str, Any] | None, rule: Rule) -> bool:
 def _overlap(parameters: Sequence[Tensor]) -> list[bool]:
     """Which parameters share memory with another: they have to take their steps in turn."""
     first = np.array([p.data_ptr() for p in parameters])
-    last = first + [p.nbytes for p in parameters]
+    last = first + [p.nbytes if p.data_ptr() else 0 for p in parameters]  # meta has no memory
     order = np.argsort(first, kind="stable")
     # Sorted by its first byte, one starts before the last byte of any earlier one.
     reach = np.maximum.accumulate(last[order])

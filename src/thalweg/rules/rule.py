@@ -217,7 +217,8 @@ class Rule:
         state: names of the state kept per element, as ``state_dict`` has them.
         coefficients: ``(hyper, step, *scalars) -> tuple of floats``, everything that does not
             depend on the element; runs once a step on the host in float64, ``step`` counting
-            from 1.
+            from 1. In a CUDA graph step, scalars and rate are tensors: no ``if`` may ask for their
+            value (`maths.where`), nor ``float``, ``min`` or ``max``.
         update: ``(p, g, *state, *coefficients, *extra) -> (p, *state)``, the elementwise maths,
             with ``+ - * / **`` and the functions of `thalweg.rules.maths`.
         initial: ``hyper -> value`` for a state that does not start at zero, or `PARAMETER`.
@@ -262,7 +263,7 @@ class Rule:
     scalars: Mapping[str, Callable[[Hyper], float]] = field(default_factory=dict)
     terms: Callable[..., tuple[Any, ...]] | None = None
     joint: bool = False
-    advance: Callable[[Hyper, int, Sums, Sums], tuple[Sums, Sums]] | None = None
+    advance: Callable[[Hyper, Any, Sums, Sums], tuple[Sums, Sums]] | None = None
     own_decay: bool = False
     moments: Mapping[str, bool] = field(default_factory=dict)
     whole: bool = False
@@ -331,6 +332,20 @@ class Rule:
             step: counting from 1.
             scalars: as the step before left them.
         """
+        if not isinstance(hyper["lr"], float):
+            hyper = {**hyper, "lr": float(hyper["lr"])}
+        return tuple(float(c) for c in self.raw_row(hyper, step, scalars))
+
+    def raw_row(self, hyper: Hyper, step: Any, scalars: Sums = ()) -> Sums:
+        """The same as it comes: where rate, step or a scalar is a tensor, so is what it makes.
+
+        Nothing looks into a tensor, so that a device need not be waited for.
+
+        Args:
+            hyper: complete hyperparameters; ``lr`` may be a tensor without dimensions.
+            step: counting from 1, or a float64 tensor without dimensions.
+            scalars: as the step before left them, numbers or such tensors.
+        """
         hyper = self.reads(hyper)
         bound = hyper["clip_value"]
         decay = hyper["weight_decay"]
@@ -340,8 +355,8 @@ class Rule:
             -1.0 if hyper["maximize"] else 1.0,
             float("inf") if bound is None else float(bound),
             0.0 if decoupled or self.own_decay else float(decay),
-            1.0 - float(rate) * float(decay) if decoupled else 1.0,
-            *(float(c) for c in self.coefficients(hyper, step, *scalars)),
+            1.0 - rate * float(decay) if decoupled else 1.0,
+            *self.coefficients(hyper, step, *scalars),
         )
 
     def start(self, hyper: Hyper) -> tuple[float | None, ...]:
@@ -361,7 +376,7 @@ class Rule:
         hyper = self.reads(hyper)
         return tuple(float(initial(hyper)) for initial in self.scalars.values())
 
-    def go_on(self, hyper: Hyper, step: int, sums: Sums, scalars: Sums) -> tuple[Sums, Sums]:
+    def go_on(self, hyper: Hyper, step: Any, sums: Sums, scalars: Sums) -> tuple[Sums, Sums]:
         """Further coefficients of this step, and the scalars to keep (`advance`)."""
         if self.advance is None:
             return (), scalars
