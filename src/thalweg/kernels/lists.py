@@ -10,6 +10,7 @@ Nothing here waits for the device.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +21,7 @@ from thalweg.kernels.storage import SCALED, decoded, encoded
 from thalweg.rules.maths import maximum, minimum, where
 from thalweg.rules.rule import HEAD, Rule, Sums
 
-__all__ = ["Columns", "Tensors", "measure", "shift", "step"]
+__all__ = ["Columns", "Tensors", "compiled", "measure", "shift", "step"]
 
 # For each state, its tensors or their scales, one for each parameter.
 Columns: TypeAlias = Sequence[Sequence[Tensor]]
@@ -306,3 +307,40 @@ def shift(
     p = Tensors(_converted(parameters, dtype))
     made = rule.point(p, *_opened(storage, states, scales, dtype), *row[HEAD:])
     torch._foreach_copy_(list(parameters), made.items)
+
+
+# Lists of different shapes, which each compile anew, that one rule may have in a process.
+_MOST = 64
+
+
+@cache
+def compiled(
+    what: str, rule: Rule, storage: Storage, backend: str | Callable[..., Any] = "inductor"
+) -> Callable[..., Any]:
+    """`step` or `measure` for a rule, by ``torch.compile``, which runs at the first call.
+
+    The shapes of the lists are part of the code. Coefficients given as one tensor are data.
+
+    Args:
+        what: ``"step"`` or ``"measure"``.
+        rule: a resolved rule.
+        storage: how parameters and states lie in memory.
+        backend: as ``torch.compile`` takes it.
+
+    Returns:
+        A function of the other arguments.
+    """
+    function: Callable[..., Any] = step if what == "step" else measure
+
+    def call(*arguments: Any) -> Any:
+        return function(rule, storage, *arguments)
+
+    found: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
+        call,
+        dynamic=False,
+        fullgraph=True,
+        backend=backend,
+        recompile_limit=_MOST,
+        isolate_recompiles=True,
+    )
+    return found

@@ -9,7 +9,6 @@ so that a step can be captured in a CUDA graph and replayed.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,9 +27,8 @@ __all__ = ["Together", "goes_together", "is_host"]
 # Types of device: those whose tensors the other parts take, and those that steps compile for.
 HOSTS = {"cpu"}
 COMPILING = {"cuda"}
-BACKEND = "inductor"
-# Lists of other shapes, which each compile anew, that one rule may have in a process.
-_LISTS = 64
+BACKEND: str | Callable[..., Any] = "inductor"
+_FAILED: set[tuple[Rule, Storage]] = set()  # to compile
 
 
 def is_host(device: torch.device) -> bool:
@@ -96,7 +94,9 @@ class Together:
         first: Tensor = self.parameters[0]
         self.device, self.dtype = first.device, first.dtype
         self.computed = torch.float64 if first.dtype == torch.float64 else torch.float32
-        self.compiles = compiles and first.device.type in COMPILING
+        self.compiles = (
+            compiles and first.device.type in COMPILING and (rule, storage) not in _FAILED
+        )
         # What follows from sums is on the device, where the sums are.
         self.scalars_here = capturable or rule.terms is not None
         counts = [float(state["step"]) for state in self.states]
@@ -177,11 +177,12 @@ class Together:
 
     def _share(self, members: list[int], group: Group) -> _Share:
         first = members[0]
-        # A rate on the device is not looked at. Its own precision is not that of coefficients.
         rate = group["lr"]
         if isinstance(rate, Tensor):
-            rate = float(rate) if rate.device.type == "cpu" else rate.double()
-            group = {**group, "lr": rate}
+            # One on the device is not looked at, unless scalars on the host follow from it. Its
+            # own precision is not that of coefficients.
+            on_host = rate.device.type == "cpu" or (self.rule.scalars and not self.scalars_here)
+            group = {**group, "lr": float(rate) if on_host else rate.double()}
         count: Any
         if self.capturable:
             count = self.states[first]["step"].double() + 1.0
@@ -308,10 +309,11 @@ class Together:
         """`lists.step` or `lists.measure`, compiled if that can be had."""
         if self.compiles:
             try:
-                return _compiled(what, self.rule, self.storage, BACKEND)(*arguments)
+                return lists.compiled(what, self.rule, self.storage, BACKEND)(*arguments)
             except (torch._dynamo.exc.TorchDynamoException, ImportError) as error:
                 self.compiles = False
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                _FAILED.add((self.rule, self.storage))
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 warnings.warn(
                     f"the step of {self.rule.name} on {self.device} does not compile and goes by "
                     f"torch's multi-tensor operations, which takes several times as long; "
@@ -332,22 +334,3 @@ class Together:
 def _together(some: Sequence[Tensor]) -> Tensor:
     """Numbers as one tensor ``(n,)``, or numbers and vectors as ``(n, length)``."""
     return torch.stack(list(torch.broadcast_tensors(*some)))  # type: ignore[no-untyped-call]
-
-
-@cache
-def _compiled(what: str, rule: Rule, storage: Storage, backend: str) -> Callable[..., Any]:
-    """A function of `lists` for a rule; its coefficients are data, its lists' shapes are not."""
-    function = getattr(lists, what)
-
-    def call(*arguments: Any) -> Any:
-        return function(rule, storage, *arguments)
-
-    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
-        call,
-        dynamic=False,
-        fullgraph=True,
-        backend=backend,
-        recompile_limit=_LISTS,
-        isolate_recompiles=True,
-    )
-    return compiled

@@ -55,7 +55,9 @@ def minimum(x: Any, y: Any) -> Any:
 
 def where(condition: Any, x: Any, y: Any) -> Any:
     """``x`` where the condition holds and ``y`` elsewhere; both are computed."""
-    if _is_numpy(condition):
+    if isinstance(condition, (bool, np.bool_)):
+        return x if condition else y  # which may be tensors
+    if isinstance(condition, np.ndarray):
         return np.where(condition, x, y)
     import torch
 
