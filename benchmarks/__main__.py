@@ -42,10 +42,17 @@ def _bandwidth() -> list[Row]:
     return bandwidth()
 
 
+def _gpu() -> list[Row]:
+    from benchmarks.gpu import gpu
+
+    return gpu()
+
+
 PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "study": ("`thalweg study digits` against a plain PyTorch loop", "study", "loop", _study),
     "step": ("One optimizer step against torch.optim", "thalweg", "torch's fastest", _step),
     "bandwidth": ("Memory moved by a step on 30 M parameters", "step", "plain copy", _bandwidth),
+    "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),
 }
@@ -56,6 +63,10 @@ def _section(part: str) -> str:
     title, ours, theirs, measure = PARTS[part]
     others = Others()
     rows = measure()
+    if not rows:
+        from benchmarks.gpu import NOTHING
+
+        return f"## {title}\n\n{NOTHING}"
     share = others.share()
     company = "not known here" if share is None else f"{share:.0%} of it"
     warning = ""

@@ -40,8 +40,7 @@ def compiled(on_device, monkeypatch):
     graphs = []
 
     def counting(graph, inputs):
-        if inputs:  # dynamo now and then compiles nothing at all
-            graphs.append(graph)
+        graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     monkeypatch.setattr(device, "BACKEND", counting)
@@ -94,12 +93,16 @@ def test_the_same_weights_as_on_the_host(pair, monkeypatch):
 @pytest.mark.parametrize("pair", DISTINCT, ids=name_of)
 def test_the_same_weights_compiled(pair, monkeypatch, compiled):
     case, valid = pair
-    found = [
-        go(*made(case, valid.arguments, capturable=capturable), steps=7)
-        for capturable in (False, True)
-    ]
-    # One graph for the step, and one for its sums.
-    assert len(compiled) == 1 + (case.resolved(valid.arguments).terms is not None)
+    found, graphs = [], []
+    for capturable in (False, True):
+        optimizer, *rest = made(case, valid.arguments, capturable=capturable)
+        for _ in range(7):
+            go(optimizer, *rest, steps=1)
+            graphs.append(len(compiled))
+        assert optimizer._plan.others[0].compiles
+        found.append(rest[0])
+    assert graphs[0] > 0
+    assert set(graphs) == {graphs[0]}, "only the first step compiles"
     monkeypatch.setattr(device, "HOSTS", {"cpu"})
     expected = go(*made(case, valid.arguments), steps=7)
     assert max(gap(weights, expected) for weights in found) < 1e-12
@@ -141,7 +144,7 @@ def test_coefficients_are_data(compiled):
         optimizer.param_groups[0].update(change)
         go(optimizer, every, generator, steps=1)
         schedule.step()
-    assert len(compiled) == first == 1
+    assert len(compiled) == first > 0
 
 
 def test_what_does_not_compile_goes_by_multi_tensor_operations(on_device, monkeypatch):
