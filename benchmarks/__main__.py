@@ -48,11 +48,18 @@ def _memory() -> list[Row]:
     return memory()
 
 
+def _gpu() -> list[Row]:
+    from benchmarks.gpu import gpu
+
+    return gpu()
+
+
 PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "study": ("`thalweg study digits` against a plain PyTorch loop", "study", "loop", _study),
     "step": ("One optimizer step against torch.optim", "thalweg", "torch's fastest", _step),
     "bandwidth": ("Memory moved by a step on 30 M parameters", "step", "plain copy", _bandwidth),
     "memory": ("Moments in fewer bits on 30 M parameters", "fewer", "float32", _memory),
+    "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),
 }
@@ -63,6 +70,10 @@ def _section(part: str) -> str:
     title, ours, theirs, measure = PARTS[part]
     others = Others()
     rows = measure()
+    if not rows:
+        from benchmarks.gpu import NOTHING
+
+        return f"## {title}\n\n{NOTHING}"
     share = others.share()
     company = "not known here" if share is None else f"{share:.0%} of it"
     warning = ""

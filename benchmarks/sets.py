@@ -24,7 +24,7 @@ def _resnet18() -> Shapes:
     return [*shapes, (1000, 512), (1000,)]
 
 
-def _transformer(width: int = 512, layers: int = 8, words: int = 9600) -> Shapes:
+def transformer(width: int = 512, layers: int = 8, words: int = 9600) -> Shapes:
     """A decoder as in GPT-2, with tied embeddings: 30.4 M parameters."""
     shapes: Shapes = [(words, width), (512, width)]
     for _ in range(layers):
@@ -44,5 +44,5 @@ SETS: dict[str, Shapes] = {
     "MLP 64-64-64-10 (6 tensors)": _mlp(),
     "1,000 of 32x32": [(32, 32)] * 1000,
     "ResNet-18 (62 tensors)": _resnet18(),
-    "transformer (30 M)": _transformer(),
+    "transformer (30 M)": transformer(),
 }

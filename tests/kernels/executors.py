@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from thalweg.kernels import cpu, reference, tensors
+from thalweg.kernels import cpu, lists, reference, tensors
 from thalweg.rules.rule import HEAD
 
 
@@ -49,6 +49,26 @@ def by_tensors(rule, p, g, state, hyper, count, scalars=()):
     assert len(row) >= HEAD
     found = [t[0] if rule.whole else t for t in (held[0], *held[2:])]
     return tuple(t.numpy() for t in found), scalars
+
+
+def by_lists(rule, p, g, state, hyper, count, scalars=(), data=False):
+    """As a list of slices; with ``data`` all coefficients are in one tensor."""
+    held = [list(torch.from_numpy(a.copy()).unbind()) for a in (p, g, *state)]
+    storage = cpu.Storage("", ("",) * len(state))
+    scales = [[] for _ in state]
+    row = rule.row(hyper, count, scalars)
+    given = torch.tensor(row, dtype=held[0][0].dtype) if data else row
+    sums = ()
+    if rule.terms is not None:
+        every = lists.measure(rule, storage, held[0], held[1], held[2:], scales, given)
+        sums = tuple(every.sum(1).tolist())
+    extra, scalars = rule.go_on(hyper, count, sums, scalars)
+    extra = tuple(map(float, extra))
+    if data:
+        extra = torch.tensor(extra, dtype=given.dtype)
+    lists.step(rule, storage, held[0], held[1], held[2:], scales, given, extra)
+    found = [torch.stack(slices).numpy() for slices in (held[0], *held[2:])]
+    return tuple(found), scalars
 
 
 def gap(some, others):

@@ -1,19 +1,26 @@
 """One rule, three executors: equal in float64, state included."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.executors import by_kernel, by_reference, by_tensors, gap, start
+from tests.kernels.executors import by_kernel, by_lists, by_reference, by_tensors, gap, start
 from tests.optim.cases import ALL, name_of
 from thalweg import rules
 from thalweg.kernels import cpu, tensors
 from thalweg.rules import maths
 from thalweg.rules.rule import Number, Rule
 
-OTHERS = {"kernel": by_kernel, "tensors": by_tensors}
+OTHERS = {
+    "kernel": by_kernel,
+    "tensors": by_tensors,
+    "lists": by_lists,
+    "lists, coefficients as data": partial(by_lists, data=True),
+}
 
 
 @pytest.mark.parametrize("executor", OTHERS.values(), ids=list(OTHERS))
@@ -21,10 +28,12 @@ OTHERS = {"kernel": by_kernel, "tensors": by_tensors}
 @pytest.mark.parametrize("shape", [(3, 700), (3, cpu._MANY)], ids=["one thread", "all threads"])
 def test_executors_agree(pair, executor, shape):
     case, valid = pair
+    if executor not in (by_kernel, by_tensors) and shape[1] == cpu._MANY:
+        pytest.skip("threads are the kernel's")
     rule = case.resolved(valid.arguments, shape)
     if rule.whole:
-        if executor is by_kernel:
-            pytest.skip("whole tensors are no work for the kernel")
+        if executor is not by_tensors:
+            pytest.skip("whole tensors are work for torch operations alone")
         shape = (3, 70)
         rule = case.resolved(valid.arguments, shape)
     hyper = case.constructor([torch.zeros(1)], **valid.arguments).param_groups[0]

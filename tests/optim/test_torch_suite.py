@@ -9,9 +9,9 @@ Where torch compares two implementations of its own, or only asks whether the lo
 way, ours is stepped beside torch's for-loop in float64.
 
 Not here, because nothing of ours answers to it: accelerators (several devices, peak memory, graph
-capture), ``differentiable`` and ``capturable`` (refused, see `test_what_is_refused`), optimizers
-that need a closure (LBFGS) or sparse gradients (SparseAdam; ours are refused by name in
-test_layouts.py).
+capture: see test_device.py), ``differentiable`` and on the CPU ``capturable`` (refused, see
+`test_what_is_refused`), optimizers that need a closure (LBFGS) or sparse gradients (SparseAdam;
+ours are refused by name in test_layouts.py).
 """
 
 import copy
@@ -37,6 +37,7 @@ from torch.optim.optimizer import (
 from torch.testing._internal.common_optimizers import get_error_inputs_for_all_optims, optim_db
 
 from thalweg import optim
+from thalweg.optim.base import RuleOptimizer
 
 INFOS = {info.name: info for info in optim_db if hasattr(optim, info.name)}
 MATRICES_ALONE = {"Muon"}
@@ -283,15 +284,26 @@ def test_no_parameters(name):
         getattr(optim, name)([])
 
 
-@pytest.mark.parametrize("flag", ["capturable", "differentiable"])
 @NAMES
-def test_what_is_refused(name, flag):
-    if accepts(name, flag):
-        with pytest.raises(ValueError, match=rf"{name}: {flag} must be False"):
-            getattr(optim, name)(some_parameters(), **{flag: True})
+def test_what_is_refused(name):
+    if accepts(name, "differentiable"):
+        with pytest.raises(ValueError, match=rf"{name}: differentiable must be False"):
+            getattr(optim, name)(some_parameters(), differentiable=True)
     else:
-        with pytest.raises(TypeError, match=flag):
-            getattr(optim, name)(some_parameters(), **{flag: True})
+        with pytest.raises(TypeError, match="differentiable"):
+            getattr(optim, name)(some_parameters(), differentiable=True)
+
+
+@NAMES
+def test_capturable_is_for_cuda(name):
+    """Ours all take it, torch's not; which parameters can be captured a step finds out."""
+    if not issubclass(getattr(optim, name), RuleOptimizer):
+        with pytest.raises(TypeError, match="capturable"):
+            getattr(optim, name)(some_parameters(), capturable=True)
+        return
+    optimizer = getattr(optim, name)(some_parameters(), capturable=True)
+    with pytest.raises(ValueError, match=rf"{name}, parameter group 0, .* capturable=True, but"):
+        random_steps(optimizer)
 
 
 @CASES

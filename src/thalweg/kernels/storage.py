@@ -21,7 +21,7 @@ would make its draws more even, but not independent of what it became: averages 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -84,11 +84,15 @@ def scales(elements: int) -> int:
     return -(-elements // CHUNK)
 
 
-def seeds(step: int, number: int) -> tuple[int, int]:
+@overload
+def seeds(step: int, number: int) -> tuple[int, int]: ...
+@overload
+def seeds(step: Tensor, number: int) -> tuple[int, Tensor]: ...
+def seeds(step: Any, number: int) -> tuple[int, Any]:
     """Place and turn of what is rounded at random.
 
     Args:
-        step: how many were taken before.
+        step: how many were taken before: a number, or an int64 tensor, whose turn is one too.
         number: of what takes its step together.
     """
     turn = (step + 1) * _GOLDEN & 0xFFFFFFFF
@@ -295,7 +299,7 @@ def decoded(kind: str, stored: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def encoded(
-    kind: str, values: Tensor, place: int = 0, turn: int = 0
+    kind: str, values: Tensor, place: int | Tensor = 0, turn: int | Tensor = 0
 ) -> tuple[Tensor, Tensor | None]:
     """Float32 values as they are stored, and their scales where they have some.
 
@@ -303,7 +307,7 @@ def encoded(
         kind: way of storing.
         values: float32 of any shape.
         place: of `seeds`; what rounds at random rounds the same way for the same seeds.
-        turn: of `seeds`.
+        turn: of `seeds`. Both are numbers or int64 tensors without dimensions.
     """
     if kind == RANDOM16:
         noise = _noises(place, turn, values) >> 16
@@ -326,7 +330,8 @@ def encoded(
 
 
 def _offset(kind: str, device: torch.device) -> Tensor:
-    return torch.tensor(_OFFSET[kind], dtype=torch.float32, device=device)
+    # Filled in, for a copy from the host would be waited for.
+    return torch.full((), _OFFSET[kind], dtype=torch.float32, device=device)
 
 
 def _as_bits(numbers: Tensor) -> Tensor:
@@ -343,7 +348,7 @@ def _spread(scale: Tensor, like: Tensor) -> Tensor:
     return scale.repeat_interleave(CHUNK)[: like.numel()].view(like.shape)
 
 
-def _noises(place: int, turn: int, like: Tensor) -> Tensor:
+def _noises(place: int | Tensor, turn: int | Tensor, like: Tensor) -> Tensor:
     """32 random bits for every element, as the compiled encoders have them, int64."""
     mask = 0xFFFFFFFF
     i = torch.arange(like.numel(), device=like.device).view(like.shape)

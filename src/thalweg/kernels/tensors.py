@@ -12,14 +12,14 @@ from torch import Tensor
 
 from thalweg.kernels.storage import DTYPES, RANDOM16, SCALED, decoded, encoded
 from thalweg.rules.maths import maximum, minimum
-from thalweg.rules.rule import HEAD, Row, Rule, Sums
+from thalweg.rules.rule import HEAD, Rule, Sums
 
 __all__ = ["DTYPES", "close", "measure", "opened", "shift", "step", "stepped"]
 
 HALF = (torch.float16, torch.bfloat16)
 
 
-def _prepared(p: Tensor, g: Tensor, row: Row) -> Tensor:
+def _prepared(p: Tensor, g: Tensor, row: Sums) -> Any:
     """The gradient, its sign and size set and the coupled decay added."""
     sign, bound, coupled = row[:3]
     prepared = sign * g
@@ -36,7 +36,7 @@ def _is(coefficient: Any, value: float) -> bool:
 
 @torch.no_grad()
 def measure(
-    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row, lead: int = 0
+    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Sums, lead: int = 0
 ) -> Sums:
     """Sums of a resolved rule's terms over a tensor, without its ``lead`` first dimensions.
 
@@ -53,7 +53,7 @@ def measure(
 
 @torch.no_grad()
 def stepped(
-    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row, extra: Sums = ()
+    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Sums, extra: Sums = ()
 ) -> tuple[Tensor, ...]:
     """New parameter and state after one step of a resolved rule; float32 for half precision.
 
@@ -75,7 +75,7 @@ def stepped(
 
 @torch.no_grad()
 def step(
-    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Row, extra: Sums = ()
+    rule: Rule, p: Tensor, g: Tensor, state: Sequence[Tensor], row: Sums, extra: Sums = ()
 ) -> None:
     """The same in place; the arguments are as `stepped` takes them."""
     new = stepped(rule, p, g, state, row, extra)
@@ -105,7 +105,7 @@ def close(
 
 
 @torch.no_grad()
-def shift(rule: Rule, p: Tensor, state: Sequence[Tensor], row: Row) -> None:
+def shift(rule: Rule, p: Tensor, state: Sequence[Tensor], row: Sums) -> None:
     """Move a tensor, in place, to the point where the rule takes its gradient."""
     assert rule.point is not None
     here = p

@@ -37,14 +37,18 @@ OPTIONS: dict[str, Choice | Flag] = {
             "precision are not lost",
         ),
         Flag("clear_grad", meaning="set gradients to zero in the same pass"),
+        Flag(
+            "capturable",
+            meaning="count steps on the device, so that a CUDA graph can be captured; CUDA only",
+        ),
     )
 }
 
-# What torch.optim's classes take besides: one kernel serves, and these choose nothing here.
+# What torch.optim's classes take besides.
 _TORCHS = {
-    "foreach": "no effect: there is one kernel",
-    "fused": "no effect: there is one kernel",
-    "capturable": "count steps on the device, so that a CUDA graph can be captured; CUDA only",
+    "foreach": "on a GPU: by torch's multi-tensor operations, which need not compile and take "
+    "longer; no effect on the CPU",
+    "fused": "no effect: on every device there is one kernel",
     "differentiable": "must be False",
 }
 
@@ -142,10 +146,12 @@ class RuleOptimizer(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            ValueError: if a closure is needed and there is none.
-            RuntimeError: between `eval` and `train`.
+            ValueError: if a closure is needed and there is none; for ``capturable`` parameters
+                that cannot be.
+            RuntimeError: between `eval` and `train`; in a CUDA graph without ``capturable``.
             TypeError: for a sparse or complex gradient; the message names the parameter.
         """
+        self._accelerator_graph_capture_health_check()
         loss = None
         looks_ahead = any(self.rule.resolve(group).point is not None for group in self.param_groups)
         if any(group.get("evaluating") for group in self.param_groups):

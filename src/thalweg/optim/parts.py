@@ -1,9 +1,12 @@
 """Parameters that take their step together, by kernel, one by one, or as a stack of matrices.
 
+Those on a GPU do in `thalweg.optim.device`.
+
 Each part can do the same: `locate` its memory (False if a tensor belongs elsewhere now), `begin` a
 step (coefficients), take the `squares` of the gradients, `bound` their norm, take the `sums` of its
 rule's terms, which the step of other parts may need too, and `finish` it; `shift` moves parameters
-to where the rule takes the gradient.
+to where the rule takes the gradient. Squares and sums are arrays where they are found on the host,
+and tensors without dimensions where nobody is to wait for a device.
 
 Of DTensors a part takes what lies in this process, and its squares and sums are of that alone: they
 are added up at its ``meeting``, where its parameters have the rows ``seats``.
@@ -34,7 +37,18 @@ from thalweg.optim.shards import (
 from thalweg.optim.state import scale_of
 from thalweg.rules.rule import Row, Rule
 
-__all__ = ["NUMPY", "Batch", "Gathered", "Group", "Loose", "Member", "Part", "Stack"]
+__all__ = [
+    "NUMPY",
+    "Batch",
+    "Gathered",
+    "Group",
+    "Loose",
+    "Member",
+    "Stack",
+    "Sums2d",
+    "fits",
+    "refuse",
+]
 
 Group = dict[str, Any]
 Sums2d: TypeAlias = NDArray[np.float64]  # (parameters, terms)
@@ -173,7 +187,7 @@ class Batch:
             factors: for groups, by `id`, that bound the norm of the gradient, by what.
         """
         self.rows = [
-            (row[0] * factors.get(id(kind[0]), 1.0), *row[1:])
+            (row[0] * float(factors.get(id(kind[0]), 1.0)), *row[1:])
             for row, kind in zip(self.rows, self.kinds, strict=True)
         ]
 
@@ -294,7 +308,7 @@ class Loose:
     def bound(self, factors: Mapping[int, Any]) -> None:
         """Multiply the gradient by the factor of its group, if that is there by its `id`."""
         if self.gradient is not None:
-            self.row = (self.row[0] * factors.get(id(self.hyper), 1.0), *self.row[1:])
+            self.row = (self.row[0] * float(factors.get(id(self.hyper), 1.0)), *self.row[1:])
 
     def sums(self) -> Sums2d:
         """Sums of the rule's terms, ``(1, terms)``; no terms without a gradient."""
@@ -396,15 +410,20 @@ class Stack:
             for (g, count), members in shares.items()
         ]
 
-    def squares(self) -> Sums2d:
-        """Sums of the squares of the gradients, ``(parameters with one, 1)``."""
+    @torch.no_grad()
+    def squares(self) -> Sums2d | Tensor:
+        """Sum of the squares of the gradients: ``(1, 1)``, or a tensor if they are on a device."""
         present = [p.grad for p in self.parameters if p.grad is not None]
-        return np.array([[float(whole([g.double().square().sum()]))] for g in present])
+        total = self.parameters[0].new_zeros((), dtype=torch.float64)
+        for g in present:
+            total += g.double().square().sum()
+        return np.array([[float(total)]]) if total.device.type == "cpu" else total
 
     def bound(self, factors: Mapping[int, Any]) -> None:
         """Multiply the gradients of groups, to be found by `id`, by their factors."""
+        device = self.parameters[0].device
         self.shares = [
-            (members, group, count, (row[0] * factors.get(id(group), 1.0), *row[1:]))
+            (members, group, count, (row[0] * _on(device, factors.get(id(group), 1.0)), *row[1:]))
             for members, group, count, row in self.shares
         ]
 
@@ -431,16 +450,18 @@ class Stack:
 
     def _open(self, members: list[int]) -> list[Tensor]:
         """Each state of some of the stack, ``(members, *shape)``."""
-        everyone = len(members) == len(self.parameters)
-        return [kept if everyone else kept[members] for kept in self.kept.values()]
+        if len(members) == len(self.parameters):
+            return list(self.kept.values())
+        # Not by an index of who they are, which would be sent to a device, and waited for.
+        return [torch.stack([self.states[i][name] for i in members]) for name in self.kept]
 
     def _close(self, members: list[int], new: Sequence[Tensor]) -> None:
         """Write the states, ``(members, *shape)`` each."""
-        for kept, value in zip(self.kept.values(), new, strict=True):
+        for (name, kept), value in zip(self.kept.items(), new, strict=True):
             if len(members) == len(self.parameters):
                 kept.copy_(value)
             else:
-                kept[members] = value.to(kept.dtype)
+                torch._foreach_copy_([self.states[i][name] for i in members], list(value.unbind(0)))
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Rules of whole tensors take the gradient where the parameters are."""
@@ -457,6 +478,11 @@ class Gathered(Stack):
         """Leave the states the DTensors that they are."""
         self.kept = {}
 
+    def squares(self) -> Sums2d:
+        """Sums of the squares of the gradients, ``(parameters with one, 1)``."""
+        present = [p.grad for p in self.parameters if p.grad is not None]
+        return np.array([[float(whole([g.double().square().sum()]))] for g in present])
+
     def _open(self, members: list[int]) -> list[Tensor]:
         return [whole([self.states[i][name] for i in members]) for name in self.rule.state]
 
@@ -465,7 +491,9 @@ class Gathered(Stack):
             put([self.states[i][name] for i in members], value)
 
 
-Part: TypeAlias = Batch | Loose | Stack
+def _on(device: torch.device, factor: Any) -> Any:
+    """A number as it is, a tensor on a device."""
+    return factor.to(device) if isinstance(factor, Tensor) else factor
 
 
 def _scale(p: Tensor, state: Mapping[str, Any], name: str) -> Tensor | None:

@@ -390,25 +390,25 @@ ADAN = Rule(
 )
 
 
-def _warm_beta(hyper: Hyper, step: int) -> float:
+def _warm_beta(hyper: Hyper, step: Any) -> Any:
     beta1, _, beta3 = hyper["betas"]
     warmup = hyper["beta3_warmup"]
-    if warmup is None or step >= warmup:
-        return float(beta3)
+    if warmup is None:
+        return beta3
 
     def half_life(beta: float) -> float:
         return log(0.5) / log(beta + 1e-8) - 1.0
 
-    a = step / warmup
+    a = minimum(step / warmup, 1.0)
     mixed = (1.0 - a) * half_life(beta1) + a * half_life(beta3)
-    return float(0.5 ** (1.0 / (mixed + 1.0)))
+    return where(a < 1.0, 0.5 ** (1.0 / (mixed + 1.0)), beta3)
 
 
 def _ademamix_coefficients(hyper: Hyper, step: int) -> Row:
     beta1, beta2, _ = hyper["betas"]
     beta3, alpha = _warm_beta(hyper, step), hyper["alpha"]
     if hyper["alpha_warmup"] is not None:
-        alpha = alpha * min(1.0, step / hyper["alpha_warmup"])
+        alpha = alpha * minimum(step / hyper["alpha_warmup"], 1.0)
     return (
         beta1,
         1.0 - beta1,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from thalweg.rules.hyper import lr, unit
-from thalweg.rules.maths import where
+from thalweg.rules.maths import maximum, where
 from thalweg.rules.rule import Choice, Flag, Hyper, Number, Row, Rule, Sums
 
 __all__ = ["ASGD", "MOMENTUM", "NAG", "SGD"]
@@ -20,7 +20,7 @@ _DAMPENING = Number(
 
 
 def _sgd_coefficients(hyper: Hyper, step: int) -> Row:
-    return (float(hyper["lr"]),)
+    return (hyper["lr"],)
 
 
 def _sgd(p: Any, g: Any, lr: Any) -> tuple[Any, ...]:
@@ -189,7 +189,7 @@ def _asgd(p: Any, g: Any, a: Any, shrink: Any, eta: Any, gain: Any, keep: Any) -
 def _asgd_advance(hyper: Hyper, step: int, sums: Sums, scalars: Sums) -> tuple[Sums, Sums]:
     lr = hyper["lr"]
     eta = lr / (1.0 + hyper["lambd"] * lr * step) ** hyper["alpha"]
-    return (), (eta, 1.0 / max(1.0, step - hyper["t0"]))
+    return (), (eta, 1.0 / maximum(step - hyper["t0"], 1.0))
 
 
 def _average(p: Any, a: Any, hyper: Hyper) -> Any:

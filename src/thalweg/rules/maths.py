@@ -2,7 +2,7 @@
 
 Each works alike on a Python float, a NumPy array and a torch tensor; the CPU kernel compiles the
 same names for its scalars (`thalweg.kernels.cpu`). What is not NumPy's or Python's is taken for a
-tensor.
+torch tensor, or for many of them that compute as one (`thalweg.kernels.lists.Tensors`).
 """
 
 from typing import Any
@@ -12,8 +12,12 @@ import numpy as np
 __all__ = ["absolute", "maximum", "minimum", "sign", "sqrt", "where"]
 
 
+# Not a union of them by |, which torch.compile cannot make.
+_NUMPY = (np.ndarray, np.generic, float, int)
+
+
 def _is_numpy(*values: Any) -> bool:
-    return all(isinstance(x, np.ndarray | np.generic | float | int) for x in values)
+    return all(isinstance(x, _NUMPY) for x in values)
 
 
 def sqrt(x: Any) -> Any:
@@ -28,7 +32,7 @@ def absolute(x: Any) -> Any:
 
 def sign(x: Any) -> Any:
     """-1, 0 or 1, elementwise; NaN stays NaN, as NumPy has it (torch makes it 0)."""
-    return np.sign(x) if _is_numpy(x) else where(x != x, x, x.sign())
+    return np.sign(x) if _is_numpy(x) else x.sign() + 0.0 * x.clamp(min=-1.0, max=1.0)
 
 
 def maximum(x: Any, y: Any) -> Any:
@@ -51,8 +55,13 @@ def minimum(x: Any, y: Any) -> Any:
 
 def where(condition: Any, x: Any, y: Any) -> Any:
     """``x`` where the condition holds and ``y`` elsewhere; both are computed."""
-    if isinstance(condition, bool | np.bool_ | np.ndarray):
+    if isinstance(condition, (bool, np.bool_)):
+        return x if condition else y  # which may be tensors
+    if isinstance(condition, np.ndarray):
         return np.where(condition, x, y)
     import torch
 
+    if _is_numpy(x, y):
+        # Of two numbers torch would make a tensor of float32.
+        x = torch.full((), x, dtype=torch.float64, device=condition.device)
     return torch.where(condition, x, y)

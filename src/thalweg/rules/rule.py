@@ -232,7 +232,8 @@ class Rule:
         state: names of the state kept per element, as ``state_dict`` has them.
         coefficients: ``(hyper, step, *scalars) -> tuple of floats``, everything that does not
             depend on the element; runs once a step on the host in float64, ``step`` counting
-            from 1.
+            from 1. In a CUDA graph step, scalars and rate are tensors: no ``if`` may ask for their
+            value (`maths.where`), nor ``float``, ``min`` or ``max``.
         update: ``(p, g, *state, *coefficients, *extra) -> (p, *state)``, the elementwise maths,
             with ``+ - * / **`` and the functions of `thalweg.rules.maths`.
         initial: ``hyper -> value`` for a state that does not start at zero, or `PARAMETER`.
@@ -277,7 +278,7 @@ class Rule:
     scalars: Mapping[str, Callable[[Hyper], float]] = field(default_factory=dict)
     terms: Callable[..., tuple[Any, ...]] | None = None
     joint: bool = False
-    advance: Callable[[Hyper, int, Sums, Sums], tuple[Sums, Sums]] | None = None
+    advance: Callable[[Hyper, Any, Sums, Sums], tuple[Sums, Sums]] | None = None
     own_decay: bool = False
     moments: Mapping[str, bool] = field(default_factory=dict)
     whole: bool = False
@@ -347,6 +348,21 @@ class Rule:
             scalars: as the step before left them.
         """
         hyper = _in_floats(self.reads(hyper))
+        return tuple(float(c) for c in self._row(hyper, step, scalars))
+
+    def raw_row(self, hyper: Hyper, step: Any, scalars: Sums = ()) -> Sums:
+        """The same as it comes: where rate, step or a scalar is a tensor, so is what it makes.
+
+        Nothing looks into a tensor, so that a device need not be waited for.
+
+        Args:
+            hyper: complete hyperparameters; numbers may be float64 tensors without dimensions.
+            step: counting from 1, or such a tensor.
+            scalars: as the step before left them, numbers or such tensors.
+        """
+        return self._row(self.reads(hyper), step, scalars)
+
+    def _row(self, hyper: Hyper, step: Any, scalars: Sums) -> Sums:
         bound = hyper["clip_value"]
         decay = hyper["weight_decay"]
         decoupled = not self.own_decay and hyper["decoupled_weight_decay"]
@@ -355,8 +371,8 @@ class Rule:
             -1.0 if hyper["maximize"] else 1.0,
             float("inf") if bound is None else float(bound),
             0.0 if decoupled or self.own_decay else float(decay),
-            1.0 - float(rate) * float(decay) if decoupled else 1.0,
-            *(float(c) for c in self.coefficients(hyper, step, *scalars)),
+            1.0 - rate * float(decay) if decoupled else 1.0,
+            *self.coefficients(hyper, step, *scalars),
         )
 
     def start(self, hyper: Hyper) -> tuple[float | None, ...]:
@@ -376,11 +392,20 @@ class Rule:
         hyper = self.reads(hyper)
         return tuple(float(initial(hyper)) for initial in self.scalars.values())
 
-    def go_on(self, hyper: Hyper, step: int, sums: Sums, scalars: Sums) -> tuple[Sums, Sums]:
+    def go_on(self, hyper: Hyper, step: Any, sums: Sums, scalars: Sums) -> tuple[Sums, Sums]:
         """Further coefficients of this step, and the scalars to keep (`advance`)."""
         if self.advance is None:
             return (), scalars
-        extra, after = self.advance(_in_floats(self.reads(hyper)), step, sums, scalars)
+        return self._go_on(_in_floats(self.reads(hyper)), step, sums, scalars)
+
+    def raw_go_on(self, hyper: Hyper, step: Any, sums: Sums, scalars: Sums) -> tuple[Sums, Sums]:
+        """The same without a look into a tensor (`raw_row`)."""
+        return self._go_on(self.reads(hyper), step, sums, scalars)
+
+    def _go_on(self, hyper: Hyper, step: Any, sums: Sums, scalars: Sums) -> tuple[Sums, Sums]:
+        if self.advance is None:
+            return (), scalars
+        extra, after = self.advance(hyper, step, sums, scalars)
         return tuple(map(_plain, extra)), tuple(map(_plain, after))
 
 
