@@ -10,10 +10,10 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.optim.cases import CASES, TORCHS
+from tests.optim.cases import KINDS as ROWS
 from tests.optim.digits import distance, loss_of, network, train
 from thalweg import optim
 
-ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 # The first step of a network's gradients is about 1.6 long: bounds that act always, at times.
 BOUNDS = pytest.mark.parametrize("bound", [1e-2, 1.0])
 

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from tests.optim.cases import CASES
+from tests.optim.cases import KINDS as ROWS
 from tests.optim.digits import data, loss_of, network, train
 from thalweg import optim
 
 F32, BF16 = torch.float32, torch.bfloat16
 FEWER = pytest.mark.parametrize("state", ["8bit", "bfloat16"])
-ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda e: e.name)
 RATES = {"adamw": 3e-3, "momentum": 0.05, "lion": 3e-4}
 
 

@@ -9,7 +9,6 @@ study is only one more segment with coefficients of its own.
 import marshal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
@@ -24,7 +23,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
 from thalweg.kernels.disk import c_function, keep
-from thalweg.kernels.memory import INNER, JIT, SUM, scratch, span, view
+from thalweg.kernels.memory import INNER, JIT, SUM, call, load, scratch, span, view
 from thalweg.kernels.storage import CHUNK, DECODE, ENCODE, NATIVE, NEXT_ARRAY, NEXT_SEGMENT
 from thalweg.rules import maths
 from thalweg.rules.rule import HEAD, Rule
@@ -149,15 +148,8 @@ def run(
         bounded: whether some row bounds the entries of the gradient.
         seeds: of what is rounded at random (`thalweg.kernels.storage.seeds`).
     """
-    parallel = _wants_all_cores(segments)
-    kernel = _step_kernel(
-        rule.update, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded, parallel
-    )
-    with _ONE_AT_A_TIME if parallel else nullcontext():
-        if segments.storage.native:
-            kernel(segments.blocks, segments.table, rows)
-        else:
-            kernel(segments.blocks, segments.table, rows, *seeds)
+    function = _step(rule.update, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded)
+    _over_blocks(function, segments, rows, np.array(seeds))
 
 
 def measure(
@@ -165,12 +157,11 @@ def measure(
 ) -> NDArray[np.float64]:
     """Sums of the rule's terms over each segment, ``(segments, terms)``; nothing is changed."""
     assert rule.terms is not None
-    parallel = _wants_all_cores(segments)
-    kernel = _sum_kernel(
-        rule.terms, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded, parallel
+    function, terms = _sum(
+        rule.terms, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded
     )
-    with _ONE_AT_A_TIME if parallel else nullcontext():
-        parts = kernel(segments.blocks, segments.table, rows)
+    parts = np.zeros((len(segments.blocks), terms))
+    _over_blocks(function, segments, rows, parts, each=8 * terms)
     which, length = segments.blocks[:, 0], len(segments.table)
     sums = np.stack([np.bincount(which, part, minlength=length) for part in parts.T], axis=1)
     return sums.astype(np.float64, copy=False)  # of no blocks at all NumPy counts in integers
@@ -179,57 +170,106 @@ def measure(
 def shift(rule: Rule, segments: Segments, rows: Rows) -> None:
     """Move all parameters, in place, to the points where the rule takes its gradient."""
     assert rule.point is not None
-    parallel = _wants_all_cores(segments)
-    kernel = _shift_kernel(
-        rule.point, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, parallel
+    function = _shift(rule.point, len(rule.state), rows.shape[1] - HEAD, rows.dtype.name)
+    _over_blocks(function, segments, rows, rows)
+
+
+def _over_blocks(
+    function: int, segments: Segments, rows: Rows, other: NDArray[Any], each: int = 0
+) -> None:
+    """Call a C function for every block, on all cores where that pays.
+
+    Args:
+        function: its address; it is given the address of the block's line, its first element and
+            their number, the addresses of its row of coefficients and of what else it needs, and
+            the number of the segment.
+        segments: the blocks.
+        rows: of coefficients.
+        other: what else it needs.
+        each: bytes of that for each block; 0 if all are given the same.
+    """
+    rows, table = np.ascontiguousarray(rows), np.ascontiguousarray(segments.table)
+    blocks = np.ascontiguousarray(segments.blocks)
+    given = (
+        function,
+        blocks.ctypes.data,
+        len(blocks),
+        table.ctypes.data,
+        table.strides[0],
+        rows.ctypes.data,
+        rows.strides[0],
+        other.ctypes.data,
+        each,
     )
-    with _ONE_AT_A_TIME if parallel else nullcontext():
-        kernel(segments.blocks, segments.table, rows)
+    if _wants_all_cores(segments):
+        with _ONE_AT_A_TIME:
+            _on_all_cores(*given)
+    else:
+        _on_one_core(*given)
 
 
 def _wants_all_cores(segments: Segments) -> bool:
     return segments.elements >= _MANY and numba.get_num_threads() > 1
 
 
+def _drive(function, blocks, count, table, width, rows, length, other, each):
+    for b in prange(count):
+        block = blocks + 24 * b
+        segment = load(block, np.int64)
+        first = load(block + 8, np.int64)
+        n = load(block + 16, np.int64) - first
+        line = table + width * segment
+        row = rows + length * load(line, np.int64)
+        call(function, (line, first, n, row, other + each * b, segment))
+
+
+def _driver(parallel: bool) -> Any:
+    compiled = numba.njit(nogil=True, parallel=parallel, **JIT)(_drive)
+    keep(compiled, _drive, parallel)
+    return compiled
+
+
+# Compiled once for all rules: what takes long to compile is the use of several cores.
+_on_one_core, _on_all_cores = _driver(parallel=False), _driver(parallel=True)
+
+
 @cache
-def _step_kernel(
-    update: Callable[..., Any],
-    coefficients: int,
-    dtype: str,
-    storage: Storage,
-    bounded: bool,
-    parallel: bool,
-) -> Callable[..., None]:
+def _step(
+    update: Callable[..., Any], coefficients: int, dtype: str, storage: Storage, bounded: bool
+) -> int:
+    """Address of a C function that takes the step of a block."""
     segment = _segment(update, dtype, bounded, storage.clear)
     slots, length = (0,) * len(storage.states), HEAD + coefficients
+    number = np.dtype(dtype).type
+    size = np.dtype(dtype).itemsize
 
-    def kernel(blocks, table, rows):
-        for b in prange(blocks.shape[0]):
-            line = table[blocks[b, 0]]
-            first = blocks[b, 1]
-            n = blocks[b, 2] - first
-            p = view(line[1], rows, first, n)
-            g = view(line[2], rows, first, n)
-            row = to_fixed_tuple(rows[line[0]], length)
-            segment(p, g, _views(slots, line, 3, rows, first, n), n, row)
+    def block(line, first, n, row, other, which):
+        table = span(line, np.int64, 3 + len(slots))
+        numbers = span(row, number, length)
+        p = span(table[1] + size * first, number, n)
+        g = span(table[2] + size * first, number, n)
+        state = _views(slots, table, 3, numbers, first, n)
+        segment(p, g, state, n, to_fixed_tuple(numbers, length))
+        return 0
 
     opened, closed, room = _opener(storage), _closer(storage), _room(storage)
     columns = _columns(storage)
 
-    def through_work(blocks, table, rows, place, turn):
-        for b in prange(blocks.shape[0]):
-            line = to_fixed_tuple(table[blocks[b, 0]], columns)
-            row = to_fixed_tuple(rows[line[0]], length)
-            work = room()
-            mine = place + NEXT_SEGMENT * blocks[b, 0]
-            for first in range(blocks[b, 1], blocks[b, 2], CHUNK):
-                n = min(CHUNK, blocks[b, 2] - first)
-                arrays = opened(line, work, first, n)
-                segment(arrays[0], arrays[1], arrays[2:], n, row)
-                closed(line, work, first, n, mine, turn)
+    def through_work(line, first, n, row, other, which):
+        table = to_fixed_tuple(span(line, np.int64, columns), columns)
+        numbers = to_fixed_tuple(span(row, number, length), length)
+        work = room()
+        place = load(other, np.int64) + NEXT_SEGMENT * which
+        turn = load(other + 8, np.int64)
+        for start in range(first, first + n, CHUNK):
+            m = min(CHUNK, first + n - start)
+            arrays = opened(table, work, start, m)
+            segment(arrays[0], arrays[1], arrays[2:], m, numbers)
+            closed(table, work, start, m, place, turn)
+        return 0
 
-    key = update, "step", coefficients, dtype, repr(storage), bounded
-    return _compile(kernel if storage.native else through_work, key, parallel)
+    key = _key(update, "step", coefficients, dtype, repr(storage), bounded)
+    return c_function(block if storage.native else through_work, key, 6)
 
 
 @cache
@@ -285,17 +325,15 @@ def _segment(
 
 
 @cache
-def _sum_kernel(
-    terms: Callable[..., Any],
-    coefficients: int,
-    dtype: str,
-    storage: Storage,
-    bounded: bool,
-    parallel: bool,
-) -> Callable[..., NDArray[np.float64]]:
+def _sum(
+    terms: Callable[..., Any], coefficients: int, dtype: str, storage: Storage, bounded: bool
+) -> tuple[int, int]:
+    """Address of a C function that sums terms over a block, and how many terms there are."""
     asked = _in_dtype(terms, dtype)
     gradient = _bounded if bounded else _free
     slots, length = (0,) * len(storage.states), HEAD + coefficients
+    number = np.dtype(dtype).type
+    size = np.dtype(dtype).itemsize
 
     def add(totals, p, g, state, n, row):
         sign, bound, coupled, _ = row[:HEAD]
@@ -311,58 +349,53 @@ def _sum_kernel(
     count = len(terms(*(1.0,) * (2 + len(slots) + coefficients)))
     zeros = (0.0,) * count
 
-    def kernel(blocks, table, rows):
-        parts = np.zeros((blocks.shape[0], count))
-        for b in prange(blocks.shape[0]):
-            line = table[blocks[b, 0]]
-            first = blocks[b, 1]
-            n = blocks[b, 2] - first
-            p = view(line[1], rows, first, n)
-            g = view(line[2], rows, first, n)
-            state = _views(slots, line, 3, rows, first, n)
-            row = to_fixed_tuple(rows[line[0]], length)
-            _store_all(parts[b], add(zeros, p, g, state, n, row))
-        return parts
+    def block(line, first, n, row, other, which):
+        table = span(line, np.int64, 3 + len(slots))
+        numbers = span(row, number, length)
+        p = span(table[1] + size * first, number, n)
+        g = span(table[2] + size * first, number, n)
+        state = _views(slots, table, 3, numbers, first, n)
+        found = add(zeros, p, g, state, n, to_fixed_tuple(numbers, length))
+        _store_all(span(other, np.float64, count), found)
+        return 0
 
     opened, room, columns = _opener(storage), _room(storage), _columns(storage)
 
-    def through_work(blocks, table, rows):
-        parts = np.zeros((blocks.shape[0], count))
-        for b in prange(blocks.shape[0]):
-            line = to_fixed_tuple(table[blocks[b, 0]], columns)
-            row = to_fixed_tuple(rows[line[0]], length)
-            work = room()
-            totals = zeros
-            for first in range(blocks[b, 1], blocks[b, 2], CHUNK):
-                n = min(CHUNK, blocks[b, 2] - first)
-                arrays = opened(line, work, first, n)
-                totals = add(totals, arrays[0], arrays[1], arrays[2:], n, row)
-            _store_all(parts[b], totals)
-        return parts
+    def through_work(line, first, n, row, other, which):
+        table = to_fixed_tuple(span(line, np.int64, columns), columns)
+        numbers = to_fixed_tuple(span(row, number, length), length)
+        work = room()
+        totals = zeros
+        for start in range(first, first + n, CHUNK):
+            m = min(CHUNK, first + n - start)
+            arrays = opened(table, work, start, m)
+            totals = add(totals, arrays[0], arrays[1], arrays[2:], m, numbers)
+        _store_all(span(other, np.float64, count), totals)
+        return 0
 
-    key = terms, "sum", coefficients, dtype, repr(storage), bounded
-    return _compile(kernel if storage.native else through_work, key, parallel)
+    key = _key(terms, "sum", coefficients, dtype, repr(storage), bounded)
+    return c_function(block if storage.native else through_work, key, 6), count
 
 
 @cache
-def _shift_kernel(
-    point: Callable[..., Any], coefficients: int, dtype: str, storage: Storage, parallel: bool
-) -> Callable[..., None]:
+def _shift(point: Callable[..., Any], states: int, coefficients: int, dtype: str) -> int:
+    """Address of a C function that moves a block to where its rule takes the gradient."""
     moved = _in_dtype(point, dtype)
-    slots = (0,) * len(storage.states)
+    slots, length = (0,) * states, HEAD + coefficients
+    number = np.dtype(dtype).type
+    size = np.dtype(dtype).itemsize
 
-    def kernel(blocks, table, rows):
-        for b in prange(blocks.shape[0]):
-            segment = table[blocks[b, 0]]
-            first = blocks[b, 1]
-            n = blocks[b, 2] - first
-            c = to_fixed_tuple(rows[segment[0]][HEAD:], coefficients)
-            p = view(segment[1], rows, first, n)
-            state = _views(slots, segment, 3, rows, first, n)
-            for i in range(n):
-                p[i] = moved(p[i], *_load(state, i), *c)
+    def block(line, first, n, row, other, which):
+        table = span(line, np.int64, 3 + len(slots))
+        numbers = span(row, number, length)
+        p = span(table[1] + size * first, number, n)
+        state = _views(slots, table, 3, numbers, first, n)
+        c = to_fixed_tuple(numbers, length)[HEAD:]
+        for i in range(n):
+            p[i] = moved(p[i], *_load(state, i), *c)
+        return 0
 
-    return _compile(kernel, (point, "shift", coefficients, dtype, len(slots)), parallel)
+    return c_function(block, _key(point, "shift", states, coefficients, dtype), 6)
 
 
 # Arrays that are stored in another way are taken through a chunk of float32 work space each.
@@ -451,15 +484,6 @@ def _in_dtype(function: F, dtype: str) -> F:
         tuple(cells),
     )
     compiled: F = register_jitable(**INNER)(made)
-    return compiled
-
-
-def _compile(kernel: Callable[..., Any], key: tuple[Any, ...], parallel: bool) -> Any:
-    """Compile a kernel lazily, cached on disk where that is safe."""
-    compiled = numba.njit(parallel=parallel, nogil=True, no_cfunc_wrapper=True, **JIT)(kernel)
-    whole = _key(*key, parallel)
-    if whole is not None:
-        keep(compiled, kernel, *whole)
     return compiled
 
 

@@ -62,14 +62,17 @@ def keep(compiled: Any, function: Callable[..., Any], *key: Any) -> None:
 _GIVEN: list[CFunc] = []  # whose addresses were given away
 
 
-def c_function(function: Callable[..., Any], key: tuple[Any, ...] | None) -> int:
-    """Address of a C function of four int64 to an int64, compiled or taken from disk.
+def c_function(
+    function: Callable[..., Any], key: tuple[Any, ...] | None, arguments: int = 4
+) -> int:
+    """Address of a C function of int64s to an int64, compiled or taken from disk.
 
     Args:
         function: the Python function.
         key: as `keep` takes it; None for what is not to be kept.
+        arguments: how many it takes.
     """
-    signature = numba.int64(*[numba.int64] * 4)
+    signature = numba.int64(*[numba.int64] * arguments)
     made = CFunc(function, (signature.args, signature.return_type), {}, JIT)
     if key is not None:
         keep(made, function, *key)

@@ -70,12 +70,14 @@ def view(address, like, first, n):
 
 
 @intrinsic
-def call(typing_context: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Call a C function at an address, from four int64 to an int64."""
+def call(typing_context: Any, function: Any, arguments: Any) -> Any:
+    """Call a C function at an address, from a tuple of int64 to an int64."""
+    count = len(arguments)
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         integer = ir.IntType(64)
-        kind = ir.FunctionType(integer, [integer] * 4)
-        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        kind = ir.FunctionType(integer, [integer] * count)
+        values = cgutils.unpack_tuple(builder, given[1], count)
+        return builder.call(builder.inttoptr(given[0], kind.as_pointer()), values)
 
-    return types.int64(*[types.int64] * 5), codegen
+    return types.int64(types.int64, types.UniTuple(types.int64, count)), codegen

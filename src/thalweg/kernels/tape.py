@@ -113,12 +113,12 @@ def _run(code, numbers, slots, who, steps, update, lines, sizes, rows, where, pa
                 where[s] = slots[s, 0] + who[i] * slots[s, 1] + t * slots[s, 2]
             for q in range(len(code)):
                 line, number = code[q].ctypes.data, numbers.ctypes.data + 4 * q
-                if call(code[q, 0], line, where.ctypes.data, number, panel.ctypes.data) != 0:
+                if call(code[q, 0], (line, where.ctypes.data, number, panel.ctypes.data)) != 0:
                     return False
             if update != 0:
                 row = rows[min(t, len(rows) - 1), i]
                 count = len(sizes)
-                call(update, lines[i].ctypes.data, sizes.ctypes.data, count, row.ctypes.data)
+                call(update, (lines[i].ctypes.data, sizes.ctypes.data, count, row.ctypes.data))
     return True
 
 
