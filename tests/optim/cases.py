@@ -531,14 +531,9 @@ ROWS = pytest.mark.parametrize("entry", CASES.values(), ids=lambda case: case.na
 TORCHS = [case for case in CASES.values() if case.oracle and case.valid[0].oracle]
 TORCH_ROWS = pytest.mark.parametrize("entry", TORCHS, ids=lambda case: case.name)
 # One of each kind of rule, where each would be compiled once more for the sake of its storage.
+_KINDS = "sgd nag adam asgd lion schedulefreeadamw prodigy lamb adafactor muon"
 KINDS = pytest.mark.parametrize(
-    "entry",
-    [
-        CASES[name]
-        for name in ("sgd", "nag", "adam", "asgd", "lion", "schedulefreeadamw", "prodigy", "lamb")
-        + ("adafactor", "muon")
-    ],
-    ids=lambda case: case.name,
+    "entry", [CASES[name] for name in _KINDS.split()], ids=lambda case: case.name
 )
 # Every optimizer with every set of arguments that it is said to take.
 ALL = [(case, valid) for case in CASES.values() for valid in case.valid]
