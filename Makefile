@@ -47,7 +47,7 @@ $(VENV)/.package: $(VENV)/bin/python $(PINS)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) -e '.[test,frameworks]'
+	$(PIP) -e '.[test,frameworks,peers]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.package
