@@ -62,6 +62,7 @@ class RuleOptimizer(Optimizer):
 
     rule: ClassVar[Rule]
     torchs_arguments: ClassVar[frozenset[str]] = frozenset()
+    for_torch: ClassVar[dict[str, Any]] = {}  # what a class of torch's has to find in a checkpoint
     _plan: "Plan | None" = None
 
     def __init_subclass__(
@@ -84,7 +85,7 @@ class RuleOptimizer(Optimizer):
             )
         bound = taken.bind(params, *arguments, **hyper)
         bound.apply_defaults()
-        given = dict(bound.arguments)
+        given = {**bound.arguments, **self.for_torch}
         params = given.pop("params")
         self.check_group(given, type(self).__name__)
         super().__init__(params, given)

@@ -1,5 +1,7 @@
 """One class an optimizer. What it takes, and what its pages say, comes from its rule."""
 
+from typing import Any, ClassVar
+
 import torch
 
 from thalweg import rules
@@ -49,6 +51,8 @@ class Momentum(RuleOptimizer, rule=rules.MOMENTUM):
 
 class NAG(RuleOptimizer, rule=rules.NAG):
     """Nesterov's accelerated gradient, in both of its forms."""
+
+    for_torch: ClassVar[dict[str, Any]] = {"nesterov": True}
 
 
 class Adagrad(RuleOptimizer, rule=rules.ADAGRAD, like=torch.optim.Adagrad):

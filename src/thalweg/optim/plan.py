@@ -86,6 +86,8 @@ class Plan:
                 self.others.append(Together(rule, stored, alone, len(self.others), *options))
         for key, members in stacks.items():
             size = max(1, _STACK // max(1, members[0][0].numel()))
+            if any(_overlap([part_of(p) for p, *_ in members])):
+                size = 1  # one comes after the other
             for i in range(0, len(members), size):
                 kind = Gathered if is_sharded(members[0][0]) else Stack
                 self.others.append(kind(key[0], key[-1], members[i : i + size], len(self.others)))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from thalweg.optim.base import OPTIONS, meaning
-from thalweg.optim.registry import OPTIMIZERS, Entry
+from thalweg.optim.registry import BUILT_IN, OPTIMIZERS, Entry
 from thalweg.rules.rule import Rule
 
 __all__ = ["page", "part"]
@@ -38,8 +38,12 @@ _COMMON = """\
 def page() -> str:
     """The whole page, in Markdown."""
     common = [_line(OPTIMIZERS["sgd"].rule, name, "") for name in _shared()]
-    parts = [line for row in OPTIMIZERS.values() for line in part(row)]
+    parts = [line for row in _rows() for line in part(row)]
     return "\n".join([_INTRODUCTION, _COMMON + "\n".join(common), "", *_overview(), *parts])
+
+
+def _rows() -> list[Entry]:
+    return [OPTIMIZERS[name] for name in BUILT_IN]
 
 
 def _shared() -> list[str]:
@@ -59,7 +63,7 @@ def _overview() -> Iterator[str]:
     yield "## All at a glance\n"
     yield "| optimizer | in a study | bytes of state a parameter | usual learning rates |"
     yield "|---|---|---|---|"
-    for row in OPTIMIZERS.values():
+    for row in _rows():
         low, high = row.lr_range
         name = row.constructor.__name__
         yield (

@@ -15,7 +15,7 @@ from thalweg.optim import classes
 from thalweg.optim.base import RuleOptimizer, from_rule
 from thalweg.rules.rule import Rule
 
-__all__ = ["MAIN", "OPTIMIZERS", "Entry", "enter", "key"]
+__all__ = ["BUILT_IN", "MAIN", "OPTIMIZERS", "Entry", "enter", "key"]
 
 # Okabe and Ito's, and black's grey: told apart by the colour-blind too, on white.
 _COLORS = ("#4d4d4d", "#e69f00", "#d55e00", "#009e73", "#56b4e9", "#cc79a7", "#0072b2")
@@ -93,6 +93,7 @@ def _all() -> dict[str, Entry]:
 
 
 OPTIMIZERS: dict[str, Entry] = _all()
+BUILT_IN = tuple(OPTIMIZERS)  # to which a person's own are added
 
 
 def enter(own: Rule | type[RuleOptimizer]) -> Entry:
