@@ -473,7 +473,7 @@ def _in_dtype(function: F, dtype: str) -> F:
     cells = []
     for cell in function.__closure__ or ():
         value = cell.cell_contents
-        if isinstance(value, FunctionType):
+        if isinstance(value, FunctionType) and value.__module__ != maths.__name__:
             value = _in_dtype(value, dtype)
         cells.append(CellType(kind(value) if isinstance(value, float) else value))
     made = FunctionType(
@@ -510,7 +510,9 @@ def _fingerprint(function: Callable[..., Any]) -> tuple[Any, ...] | None:
     inside = []
     for cell in function.__closure__ or ():
         value = cell.cell_contents
-        part = _fingerprint(value) if isinstance(value, FunctionType) else repr(value)
+        known = getattr(value, "__module__", None) == maths.__name__
+        is_maths = isinstance(value, FunctionType) and not known
+        part = _fingerprint(value) if is_maths else getattr(value, "__name__", repr(value))
         if part is None or not isinstance(value, FunctionType | int | float):
             return None
         inside.append(part)

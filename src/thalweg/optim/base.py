@@ -331,8 +331,7 @@ def _signature(rule: Rule, like: type[Optimizer] | None) -> Signature:
     theirs = list(signature(like).parameters.values()) if like else []
     taken = [Parameter("params", Parameter.POSITIONAL_OR_KEYWORD)]
     for parameter in theirs[1:]:
-        default = known[parameter.name].default if parameter.name in known else parameter.default
-        taken.append(Parameter(parameter.name, parameter.kind, default=default))
+        taken.append(Parameter(parameter.name, parameter.kind, default=parameter.default))
     names = {parameter.name for parameter in taken}
     # Without a class of torch's to agree with, a rule's own numbers are taken by position.
     by_position = {h.name for h in rule.hyper if isinstance(h, Number) and not like}

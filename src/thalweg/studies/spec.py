@@ -230,8 +230,13 @@ def _optimizers(asked: Iterable[Optimizer] | None) -> tuple[str, ...]:
 
 def _named(optimizer: Optimizer) -> str:
     """Name in the registry, which takes in what is one's own."""
-    if not isinstance(optimizer, Rule | type):
+    if isinstance(optimizer, str):
         return key(optimizer)
+    own = isinstance(optimizer, Rule) or (
+        isinstance(optimizer, type) and issubclass(optimizer, RuleOptimizer)
+    )
+    if not own:
+        raise StudyError("optimizers", f"must be names, rules or their classes, got {optimizer!r}")
     try:
         return enter(optimizer).name
     except ValueError as error:
