@@ -72,6 +72,8 @@ class Together:
 
     meeting, seats = None, np.zeros(0, dtype=np.int64)
 
+    shares_memory = False
+
     def __init__(
         self,
         rule: Rule,

@@ -72,6 +72,8 @@ class Batch:
     is a view; so do the rule's other scalars.
     """
 
+    shares_memory = False
+
     def __init__(
         self,
         rule: Rule,
@@ -359,6 +361,7 @@ class Stack:
     """Parameters of one shape whose rule needs them whole, taken as one tensor of all of them."""
 
     meeting, seats = None, np.zeros(0, dtype=np.int64)
+    shares_memory = False
 
     def __init__(
         self, rule: Rule, storage: cpu.Storage, members: Sequence[Member], number: int
@@ -367,6 +370,9 @@ class Stack:
         self.parameters, self.indices, self.states, self.owners = map(
             list, zip(*members, strict=True)
         )
+        for state in self.states:
+            # In checkpoints from before torch 1.12 it is a number.
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32)
         self._stack()
         self.entries = Entries(self.states, ("step", *rule.state))
         self.dtype, self.shape = self.parameters[0].dtype, self.parameters[0].shape

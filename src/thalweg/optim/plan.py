@@ -86,11 +86,14 @@ class Plan:
                 self.others.append(Together(rule, stored, alone, len(self.others), *options))
         for key, members in stacks.items():
             size = max(1, _STACK // max(1, members[0][0].numel()))
-            if any(_overlap([part_of(p) for p, *_ in members])):
+            shared = any(_overlap([part_of(p) for p, *_ in members]))
+            if shared:
                 size = 1  # one comes after the other
             for i in range(0, len(members), size):
                 kind = Gathered if is_sharded(members[0][0]) else Stack
-                self.others.append(kind(key[0], key[-1], members[i : i + size], len(self.others)))
+                stack = kind(key[0], key[-1], members[i : i + size], len(self.others))
+                stack.shares_memory = shared
+                self.others.append(stack)
         self.waiting = addresses.Waiting(waiting) if waiting else None
         self.state = Values(optimizer.state)
 
@@ -145,16 +148,20 @@ class Plan:
         parts = self.parts
         for part in parts:
             part.begin(groups)
-        self._bound_norm(groups)
+        factors = self._bound_norm(groups)
         sums = self._sums()
         for part in parts:
+            if part.shares_memory:
+                # The one before may have been the same parameter.
+                part.begin(groups)
+                part.bound(factors)
             part.finish(sums.get(part))
 
-    def _bound_norm(self, groups: Sequence[Group]) -> None:
-        """Multiply the gradients of those groups that bound their norm."""
+    def _bound_norm(self, groups: Sequence[Group]) -> dict[int, Any]:
+        """Multiply the gradients of those groups, found by `id`, that bound their norm, by what."""
         bounded = [group for group in groups if group["clip_norm"] is not None]
         if not bounded:
-            return
+            return {}
         found = [(part, part.squares()) for part in self.parts]
         self.meetings.add_up(_arrays(found), 1)
         norm = sqrt(_sum([squares.sum() for _, squares in found]))
@@ -165,6 +172,7 @@ class Plan:
         }
         for part in self.parts:
             part.bound(factors)
+        return factors
 
     def _sums(self) -> dict[Part, Any]:
         """For each part whose rule has terms what they sum to over each parameter, or over all.
