@@ -25,7 +25,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 def _norm(x: Tensor) -> Tensor:
     """Of each of the tensors, ``(count, 1, ...)``."""
-    norm: Tensor = x.flatten(1).norm(dim=1)
+    norm: Tensor = x.reshape(len(x), -1).norm(dim=1)
     return norm.view(-1, *[1] * (x.ndim - 1))
 
 
