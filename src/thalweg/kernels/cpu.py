@@ -192,13 +192,13 @@ def _over_blocks(
     blocks = np.ascontiguousarray(segments.blocks)
     given = (
         function,
-        blocks.ctypes.data,
+        blocks.__array_interface__["data"][0],
         len(blocks),
-        table.ctypes.data,
+        table.__array_interface__["data"][0],
         table.strides[0],
-        rows.ctypes.data,
+        rows.__array_interface__["data"][0],
         rows.strides[0],
-        other.ctypes.data,
+        other.__array_interface__["data"][0],
         each,
     )
     if _wants_all_cores(segments):
