@@ -94,6 +94,8 @@ class Plan:
                 stack = kind(key[0], key[-1], members[i : i + size], len(self.others))
                 stack.shares_memory = shared
                 self.others.append(stack)
+        self.parts: list[Part] = [*self.batches, *self.others]
+        self.measured = [part for part in self.parts if part.rule.terms is not None]
         self.waiting = addresses.Waiting(waiting) if waiting else None
         self.state = Values(optimizer.state)
 
@@ -108,11 +110,6 @@ class Plan:
             if other
         ]
         return [m for m, other in zip(members, shared, strict=True) if not other]
-
-    @property
-    def parts(self) -> list[Part]:
-        """All of them."""
-        return [*self.batches, *self.others]
 
     def holds(self, optimizer: "RuleOptimizer") -> bool:
         """Whether groups, rules and state are still the objects that the plan was made for."""
@@ -180,7 +177,9 @@ class Plan:
         As the part has found its own: an array for parts on the host, and for those on a device
         what it need not wait for.
         """
-        sums = {part: part.sums() for part in self.parts if part.rule.terms is not None}
+        if not self.measured:
+            return {}
+        sums = {part: part.sums() for part in self.measured}
         self.meetings.add_up(_arrays(sums.items()))
         joint: dict[Rule, list[Sums]] = {}
         for part, found in sums.items():
