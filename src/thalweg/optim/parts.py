@@ -142,8 +142,8 @@ class Batch:
     def _find_rows(self, groups: Sequence[Group], counts: NDArray[np.float32]) -> None:
         even = self.even
         if even and len(self.scalars):
-            first = self.scalars[:, self.group_rows.searchsorted(range(len(self.groups)))]
-            even = len(self.groups) == 1 and bool((self.scalars == first).all())
+            same = self.scalars == self.scalars[:, :1]
+            even = len(self.groups) == 1 and bool(same.all())
         if even:
             count = int(counts.item(0))
             scalars = tuple(self.scalars[:, 0].tolist())
