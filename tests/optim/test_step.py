@@ -1,11 +1,14 @@
 """What torch.optim's step does besides the update."""
 
 import math
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.optim.cases import CASES, ROWS, TORCH_ROWS
 from tests.optim.digits import closure, distance, loss_of, network, train
@@ -297,3 +300,59 @@ def test_the_moving_average_of_weights(name):
         ]
     optimizer.eval()
     torch.testing.assert_close(list(map(torch.Tensor.detach, model.parameters())), average)
+
+
+def test_whoever_looks_on_sees_every_step_once():
+    seen = []
+
+    class Own(optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    for constructor in (optim.SGD, Own, torch.optim.SGD):
+        model = network()
+        optimizer = constructor(model.parameters(), lr=0.1)
+        train(model, optimizer, 2)
+        with torch.profiler.profile() as profile:
+            train(model, optimizer, 2, first=2)
+        label = f"Optimizer.step#{constructor.__name__}.step"
+        assert {e.key: e.count for e in profile.key_averages()}[label] == 2
+        handles = [
+            optimizer.register_step_pre_hook(lambda *_: seen.append("before")),
+            register_optimizer_step_post_hook(lambda *_: seen.append("any")),
+        ]
+        train(model, optimizer, 2, first=4)
+        for handle in handles:
+            handle.remove()
+        train(model, optimizer, 1, first=6)
+        assert seen == ["before", "any"] * 2
+        seen.clear()
+
+
+def test_a_step_inside_of_what_is_compiled():
+    models, made = [network(), network()], []
+    for model in models:
+        made.append(optim.Adam(model.parameters(), lr=1e-2))
+    compiled = torch.compile(made[0].step, backend="eager")
+    for step in range(5):
+        for model, optimizer in zip(models, made, strict=True):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+        compiled()
+        made[1].step()
+    assert distance(*models) == 0.0
+
+
+def test_to_import_it_imports_neither_compiler_nor_tables():
+    heavy = "torch._dynamo", "numba", "pandas", "plotly", "sklearn", "scipy"
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys, thalweg.optim; print({set(heavy)} & {{*sys.modules}})",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "set()\n"

@@ -10,10 +10,10 @@ import marshal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from threading import Lock
 from types import CellType, CodeType, FunctionType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -23,7 +23,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
 from thalweg.kernels.disk import c_function, keep
-from thalweg.kernels.memory import INNER, JIT, SUM, call, load, scratch, span, view
+from thalweg.kernels.memory import INNER, JIT, SUM, address, call, load, scratch, span, view
 from thalweg.kernels.storage import CHUNK, DECODE, ENCODE, NATIVE, NEXT_ARRAY, NEXT_SEGMENT
 from thalweg.rules import maths
 from thalweg.rules.rule import HEAD, Rule
@@ -47,9 +47,10 @@ _ONE_AT_A_TIME = Lock()
 # Columns of the segment table before the addresses of the state.
 _ROW, _PARAMETER, _GRADIENT, _STATE = range(4)
 
+_NO_SEEDS = np.zeros(2, dtype=np.int64)
 
-@dataclass(frozen=True)
-class Storage:
+
+class Storage(NamedTuple):
     """How the arrays of a step lie in memory; computed is in float32 unless all are native.
 
     Attributes:
@@ -73,7 +74,7 @@ def _columns(storage: Storage) -> int:
     return _STATE + len(storage.states) * (1 if storage.native else 2)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Segments:
     """Which memory a kernel works on.
 
@@ -89,6 +90,11 @@ class Segments:
     blocks: Int64Array
     elements: int
     storage: Storage
+
+    @cached_property
+    def given(self) -> tuple[int, int, int, int]:
+        """The blocks, their number, the table and the bytes of its lines, for compiled code."""
+        return address(self.blocks), len(self.blocks), address(self.table), self.table.strides[0]
 
     @classmethod
     def of(
@@ -148,8 +154,8 @@ def run(
         bounded: whether some row bounds the entries of the gradient.
         seeds: of what is rounded at random (`thalweg.kernels.storage.seeds`).
     """
-    function = _step(rule.update, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded)
-    _over_blocks(function, segments, rows, np.array(seeds))
+    function = _step(rule.update, rows.shape[1] - HEAD, rows.dtype, segments.storage, bounded)
+    _over_blocks(function, segments, rows, _NO_SEEDS if seeds == (0, 0) else np.array(seeds))
 
 
 def measure(
@@ -157,9 +163,7 @@ def measure(
 ) -> NDArray[np.float64]:
     """Sums of the rule's terms over each segment, ``(segments, terms)``; nothing is changed."""
     assert rule.terms is not None
-    function, terms = _sum(
-        rule.terms, rows.shape[1] - HEAD, rows.dtype.name, segments.storage, bounded
-    )
+    function, terms = _sum(rule.terms, rows.shape[1] - HEAD, rows.dtype, segments.storage, bounded)
     parts = np.zeros((len(segments.blocks), terms))
     _over_blocks(function, segments, rows, parts, each=8 * terms)
     which, length = segments.blocks[:, 0], len(segments.table)
@@ -170,7 +174,7 @@ def measure(
 def shift(rule: Rule, segments: Segments, rows: Rows) -> None:
     """Move all parameters, in place, to the points where the rule takes its gradient."""
     assert rule.point is not None
-    function = _shift(rule.point, len(rule.state), rows.shape[1] - HEAD, rows.dtype.name)
+    function = _shift(rule.point, len(rule.state), rows.shape[1] - HEAD, rows.dtype)
     _over_blocks(function, segments, rows, rows)
 
 
@@ -188,24 +192,13 @@ def _over_blocks(
         other: what else it needs.
         each: bytes of that for each block; 0 if all are given the same.
     """
-    rows, table = np.ascontiguousarray(rows), np.ascontiguousarray(segments.table)
-    blocks = np.ascontiguousarray(segments.blocks)
-    given = (
-        function,
-        blocks.__array_interface__["data"][0],
-        len(blocks),
-        table.__array_interface__["data"][0],
-        table.strides[0],
-        rows.__array_interface__["data"][0],
-        rows.strides[0],
-        other.__array_interface__["data"][0],
-        each,
-    )
+    rows = np.ascontiguousarray(rows)
+    given = *segments.given, address(rows), rows.strides[0], address(other), each
     if _wants_all_cores(segments):
         with _ONE_AT_A_TIME:
-            _on_all_cores(*given)
+            _on_all_cores(function, *given)
     else:
-        _on_one_core(*given)
+        _on_one_core(function, *given)
 
 
 def _wants_all_cores(segments: Segments) -> bool:
@@ -235,13 +228,16 @@ _on_one_core, _on_all_cores = _driver(parallel=False), _driver(parallel=True)
 
 @cache
 def _step(
-    update: Callable[..., Any], coefficients: int, dtype: str, storage: Storage, bounded: bool
+    update: Callable[..., Any],
+    coefficients: int,
+    dtype: np.dtype[Any],
+    storage: Storage,
+    bounded: bool,
 ) -> int:
     """Address of a C function that takes the step of a block."""
-    segment = _segment(update, dtype, bounded, storage.clear)
+    segment = _segment(update, dtype.type, bounded, storage.clear)
     slots, length = (0,) * len(storage.states), HEAD + coefficients
-    number = np.dtype(dtype).type
-    size = np.dtype(dtype).itemsize
+    number, size = dtype.type, dtype.itemsize
 
     def block(line, first, n, row, other, which):
         table = span(line, np.int64, 3 + len(slots))
@@ -268,7 +264,7 @@ def _step(
             closed(table, work, start, m, place, turn)
         return 0
 
-    key = _key(update, "step", coefficients, dtype, repr(storage), bounded)
+    key = _key(update, "step", coefficients, dtype.name, repr(storage), bounded)
     return c_function(block if storage.native else through_work, key, 6)
 
 
@@ -280,7 +276,7 @@ def step_function(update: Callable[..., Any], states: int, coefficients: int, bo
     addresses of parameter, gradient and states; of their numbers of elements, int64; of the
     coefficients, float32, as `Rule.row` has them. It returns 0.
     """
-    segment = _segment(update, "float32", bounded, False)
+    segment = _segment(update, np.float32, bounded, False)
     slots, width = (0,) * states, 2 + states
     length = HEAD + coefficients
 
@@ -300,10 +296,10 @@ def step_function(update: Callable[..., Any], states: int, coefficients: int, bo
 
 
 def _segment(
-    update: Callable[..., Any], dtype: str, bounded: bool, clear: bool
+    update: Callable[..., Any], kind: type[np.floating[Any]], bounded: bool, clear: bool
 ) -> Callable[..., None]:
     """The loop over the elements of one segment."""
-    update = _in_dtype(update, dtype)
+    update = _in_dtype(update, kind)
     gradient = _bounded if bounded else _free
     leave = _zero if clear else _as_it_is
 
@@ -326,14 +322,17 @@ def _segment(
 
 @cache
 def _sum(
-    terms: Callable[..., Any], coefficients: int, dtype: str, storage: Storage, bounded: bool
+    terms: Callable[..., Any],
+    coefficients: int,
+    dtype: np.dtype[Any],
+    storage: Storage,
+    bounded: bool,
 ) -> tuple[int, int]:
     """Address of a C function that sums terms over a block, and how many terms there are."""
-    asked = _in_dtype(terms, dtype)
+    asked = _in_dtype(terms, dtype.type)
     gradient = _bounded if bounded else _free
     slots, length = (0,) * len(storage.states), HEAD + coefficients
-    number = np.dtype(dtype).type
-    size = np.dtype(dtype).itemsize
+    number, size = dtype.type, dtype.itemsize
 
     def add(totals, p, g, state, n, row):
         sign, bound, coupled, _ = row[:HEAD]
@@ -373,17 +372,16 @@ def _sum(
         _store_all(span(other, np.float64, count), totals)
         return 0
 
-    key = _key(terms, "sum", coefficients, dtype, repr(storage), bounded)
+    key = _key(terms, "sum", coefficients, dtype.name, repr(storage), bounded)
     return c_function(block if storage.native else through_work, key, 6), count
 
 
 @cache
-def _shift(point: Callable[..., Any], states: int, coefficients: int, dtype: str) -> int:
+def _shift(point: Callable[..., Any], states: int, coefficients: int, dtype: np.dtype[Any]) -> int:
     """Address of a C function that moves a block to where its rule takes the gradient."""
-    moved = _in_dtype(point, dtype)
+    moved = _in_dtype(point, dtype.type)
     slots, length = (0,) * states, HEAD + coefficients
-    number = np.dtype(dtype).type
-    size = np.dtype(dtype).itemsize
+    number, size = dtype.type, dtype.itemsize
 
     def block(line, first, n, row, other, which):
         table = span(line, np.int64, 3 + len(slots))
@@ -395,7 +393,7 @@ def _shift(point: Callable[..., Any], states: int, coefficients: int, dtype: str
             p[i] = moved(p[i], *_load(state, i), *c)
         return 0
 
-    return c_function(block, _key(point, "shift", states, coefficients, dtype), 6)
+    return c_function(block, _key(point, "shift", states, coefficients, dtype.name), 6)
 
 
 # Arrays that are stored in another way are taken through a chunk of float32 work space each.
@@ -462,19 +460,18 @@ def _closer(storage: Storage) -> Callable[..., None]:
     return chain(stored)
 
 
-def _in_dtype(function: F, dtype: str) -> F:
+def _in_dtype(function: F, kind: type[np.floating[Any]]) -> F:
     """A function of rules, and those it closes over, for compiling, its constants in a dtype.
 
     A bare number among float32s would make all of them float64.
     """
-    kind = np.dtype(dtype).type
     code = function.__code__
     constants = tuple(kind(c) if type(c) in (int, float) else c for c in code.co_consts)
     cells = []
     for cell in function.__closure__ or ():
         value = cell.cell_contents
         if isinstance(value, FunctionType) and value.__module__ != maths.__name__:
-            value = _in_dtype(value, dtype)
+            value = _in_dtype(value, kind)
         cells.append(CellType(kind(value) if isinstance(value, float) else value))
     made = FunctionType(
         code.replace(co_consts=constants),

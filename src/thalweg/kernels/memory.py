@@ -1,13 +1,15 @@
 """Memory at a given address, in compiled code."""
 
+import ctypes
 from typing import Any
 
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-__all__ = ["INNER", "JIT", "SUM", "call", "load", "scratch", "span", "view"]
+__all__ = ["INNER", "JIT", "SUM", "address", "call", "load", "scratch", "span", "view"]
 
 # Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
@@ -18,6 +20,15 @@ INNER: dict[str, Any] = JIT | {"no_cpython_wrapper": True, "no_cfunc_wrapper": T
 
 # For sums, whose order may change: it has to, for several numbers to be added at once.
 SUM: dict[str, Any] = INNER | {"fastmath": {"contract", "nsz", "reassoc"}}
+
+
+_BYTE = ctypes.c_char
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where a contiguous array that can be written to begins."""
+    # A quarter of the time that the array's own ``ctypes`` takes.
+    return ctypes.addressof(_BYTE.from_buffer(array)) if array.size else 0  # type: ignore[arg-type]
 
 
 @intrinsic

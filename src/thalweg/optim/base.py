@@ -1,7 +1,7 @@
 """A rule as a `torch.optim.Optimizer`."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import Parameter, Signature, cleandoc, signature
 from types import new_class
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
+from torch.optim import optimizer as torchs
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from thalweg.rules.rule import Choice, Flag, Hyper, Number, Row, Rule
@@ -134,8 +136,6 @@ class RuleOptimizer(Optimizer):
 
         return start(self.state[p], self.rule.resolve(group, tuple(p.shape)), p, group)
 
-    # Nothing of it is a graph of tensors.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.
 
@@ -152,24 +152,54 @@ class RuleOptimizer(Optimizer):
             RuntimeError: between `eval` and `train`; in a CUDA graph without ``capturable``.
             TypeError: for a sparse or complex gradient; the message names the parameter.
         """
+        if torch.compiler.is_compiling():
+            # Nothing of it is a graph of tensors. Said here, and not by a decorator, because that
+            # imports the compiler.
+            return torch.compiler.disable(self._step)(closure)  # type: ignore[no-untyped-call]
+        if self._is_watched():
+            return self._watched_step(closure) if closure else self._watched_step()
+        return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         self._accelerator_graph_capture_health_check()
-        loss = None
-        looks_ahead = any(self.rule.resolve(group).point is not None for group in self.param_groups)
-        if any(group.get("evaluating") for group in self.param_groups):
-            raise RuntimeError(
-                f"{type(self).__name__}: since eval() the parameters hold averaged weights; "
-                "call train() before step()"
-            )
+        groups, loss = self.param_groups, None
+        rules = [self.rule.resolve(group) for group in groups]
+        looks_ahead = False
+        for group, rule in zip(groups, rules, strict=True):
+            looks_ahead |= rule.point is not None
+            if group.get("evaluating"):
+                raise RuntimeError(
+                    f"{type(self).__name__}: since eval() the parameters hold averaged weights; "
+                    "call train() before step()"
+                )
         if closure is not None:
-            with self._moved_ahead() if looks_ahead else nullcontext(), torch.enable_grad():
+            with self._moved_ahead(rules) if looks_ahead else nullcontext(), torch.enable_grad():
                 loss = closure()
+            rules = [self.rule.resolve(group) for group in groups]
         elif looks_ahead:
             raise ValueError(
                 f"{type(self).__name__}: the gradient is taken at another point than the "
                 "parameters; step() needs a closure that evaluates the loss and its gradient"
             )
-        self._located_plan().update(self.param_groups)
+        self._located_plan(rules).update(groups)
         return loss
+
+    # What torch would make of `step` itself: with hooks, and a label for profilers, which takes as
+    # long as the step of a small model whether anyone looks on or not.
+    _watched_step = Optimizer.profile_hook_step(_step)
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _is_watched(self) -> bool:
+        """Whether somebody profiles or has hooks, of which torch does not take care already."""
+        watched = (
+            profiler._is_profiler_enabled
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torchs._global_optimizer_pre_hooks
+            or torchs._global_optimizer_post_hooks
+        )
+        # Torch wraps a subclass's own.
+        return bool(watched) and type(self).step is RuleOptimizer.step
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -206,26 +236,26 @@ class RuleOptimizer(Optimizer):
             if self.rule.resolve(group).answer is not None:
                 group["evaluating"] = evaluating
 
-    def _located_plan(self) -> "Plan":
-        """A plan that holds, with addresses read from where everything is now."""
+    def _located_plan(self, rules: Sequence[Rule]) -> "Plan":
+        """A plan that holds for the groups' rules, with addresses read from where everything is."""
         plan = self._plan
-        if plan is None or not plan.holds(self) or not plan.locate():
+        if plan is None or not plan.holds(self, rules) or not plan.locate():
             from thalweg.optim.plan import Plan  # Numba costs half a second to import
 
-            plan = self._plan = Plan(self)
+            plan = self._plan = Plan(self, rules)
             if not plan.locate():
                 raise RuntimeError("a parameter changed while its step was being planned")
         return plan
 
     @contextmanager
-    def _moved_ahead(self) -> Iterator[None]:
+    def _moved_ahead(self, rules: Sequence[Rule]) -> Iterator[None]:
         """Parameters at the points where their rules take the gradient; put back exactly."""
         with torch.no_grad():
-            plan = self._located_plan()
+            plan = self._located_plan(rules)
             parameters = [
                 p
-                for group in self.param_groups
-                if self.rule.resolve(group).point is not None
+                for group, rule in zip(self.param_groups, rules, strict=True)
+                if rule.point is not None
                 for p in group["params"]
                 if p in self.state
             ]

@@ -14,6 +14,7 @@ are added up at its ``meeting``, where its parameters have the rows ``seats``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,7 +121,8 @@ class Batch:
         self.segments = cpu.Segments.of(
             [p.numel() for p in parameters], self.group_rows.tolist(), len(rule.state), storage
         )
-        self.blocks, self.segments.blocks = self.segments.blocks, self.segments.blocks[:0]
+        self.blocks = self.segments.blocks
+        self.segments = replace(self.segments, blocks=self.blocks[:0])
         self.which = self.group_rows
         self.even = False
 
@@ -131,7 +133,8 @@ class Batch:
         taken, changed, even = self.located.read(self.segments.table)
         if changed:
             present = self.located.present.astype(bool)
-            self.segments.blocks = self.blocks[present[self.blocks[:, 0]]]
+            blocks = self.blocks[present[self.blocks[:, 0]]]
+            self.segments = replace(self.segments, blocks=blocks)
         self.even = even
         return taken and not any(map(_negative, self.singles))
 
@@ -141,12 +144,13 @@ class Batch:
 
     def _find_rows(self, groups: Sequence[Group], counts: NDArray[np.float32]) -> None:
         even = self.even
+        scalars: tuple[float, ...] = ()
         if even and len(self.scalars):
             same = self.scalars == self.scalars[:, :1]
             even = len(self.groups) == 1 and bool(same.all())
+            scalars = tuple(self.scalars[:, 0].tolist())
         if even:
             count = int(counts.item(0))
-            scalars = tuple(self.scalars[:, 0].tolist())
             self.kinds = [(groups[g], count, scalars) for g in self.groups]
             self._use(self.group_rows)
         else:
@@ -162,7 +166,7 @@ class Batch:
             ]
             self._use(which.ravel())
         self.rows = [self.rule.row(*kind) for kind in self.kinds]
-        self.bounded = any(row[1] != float("inf") for row in self.rows)
+        self.bounded = any(row[1] != inf for row in self.rows)
 
     def _use(self, which: NDArray[np.int64]) -> None:
         """Tell the table whose row is which."""
@@ -173,7 +177,7 @@ class Batch:
     def squares(self) -> Sums2d:
         """Sums of the squares of the gradients, ``(parameters, 1)``."""
         plain = np.tile(np.array([[1.0, np.inf, 0.0, 1.0]], self.dtype), (len(self.rows), 1))
-        bare = replace(self.segments, storage=replace(self.segments.storage, states=()))
+        bare = replace(self.segments, storage=self.segments.storage._replace(states=()))
         found = cpu.measure(_SQUARE, bare, plain)
         # Squares of float32 may be beyond float32 where the norm is not.
         for i in np.flatnonzero(~np.isfinite(found[:, 0])):
@@ -208,13 +212,10 @@ class Batch:
         rows: Any = self.rows
         if self.rule.advance is not None:
             rows = self._advance(rows, sums)
-        cpu.run(
-            self.rule,
-            self.segments,
-            np.array(rows, dtype=self.dtype),
-            self.bounded,
-            _seeds(int(self.counts.max()), self.number, self.meeting),
-        )
+        random = 0, 0
+        if not self.segments.storage.native:
+            random = _seeds(int(self.counts.max()), self.number, self.meeting)
+        cpu.run(self.rule, self.segments, np.array(rows, self.dtype), self.bounded, random)
         self.counts[:] = self.located.upcoming
         if self.shards is not None:
             self.shards.take_back()

@@ -1,6 +1,7 @@
 """What one step touches; made once, and good until something else than numbers changes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from thalweg.kernels import addresses
 from thalweg.kernels.cpu import Storage
 from thalweg.kernels.objects import Items, Values
+from thalweg.optim.base import OPTIONS
 from thalweg.optim.device import Together, goes_together, is_host
 from thalweg.optim.parts import Batch, Gathered, Group, Loose, Member, Stack, Sums2d, fits, refuse
 from thalweg.optim.shards import Meeting, Meetings, check_layout, is_sharded, layout_of, part_of
@@ -31,15 +33,19 @@ _STACK = 1 << 20
 class Plan:
     """Which parameters take their step together."""
 
-    def __init__(self, optimizer: "RuleOptimizer") -> None:
+    def __init__(self, optimizer: "RuleOptimizer", rules: Sequence[Rule]) -> None:
         """Look at all parameters, and start the state of those that have a gradient.
+
+        Args:
+            optimizer: whose.
+            rules: of its groups.
 
         Raises:
             TypeError: for a sparse or complex parameter or gradient.
             ValueError: for one that is to be captured in a CUDA graph and cannot be.
         """
         groups = optimizer.param_groups
-        self.rules = [optimizer.rule.resolve(group) for group in groups]
+        self.rules = list(rules)
         self.options = [_options(group) for group in groups]
         self.parameters = [Items(group["params"]) for group in groups]
         waiting: list[Tensor] = []
@@ -111,22 +117,20 @@ class Plan:
         ]
         return [m for m, other in zip(members, shared, strict=True) if not other]
 
-    def holds(self, optimizer: "RuleOptimizer") -> bool:
-        """Whether groups, rules and state are still the objects that the plan was made for."""
+    def holds(self, optimizer: "RuleOptimizer", rules: Sequence[Rule]) -> bool:
+        """Whether groups, their rules and state are still what the plan was made for."""
         groups = optimizer.param_groups
-        return (
-            self.state.hold(optimizer.state)
-            and len(groups) == len(self.rules)
-            and all(
-                optimizer.rule.resolve(group) is rule
-                and _options(group) == options
-                and parameters.hold(group["params"])
-                for group, rule, options, parameters in zip(
-                    groups, self.rules, self.options, self.parameters, strict=True
-                )
-            )
-            and all(batch.entries.hold() for batch in self.batches)
-        )
+        if not self.state.hold(optimizer.state) or len(groups) != len(self.rules):
+            return False
+        for i, group in enumerate(groups):
+            read, options = self.options[i]
+            if (
+                rules[i] is not self.rules[i]
+                or read(group) != options
+                or not self.parameters[i].hold(group["params"])
+            ):
+                return False
+        return all(batch.entries.hold() for batch in self.batches)
 
     def locate(self) -> bool:
         """Read all addresses; False if some parameter belongs elsewhere now.
@@ -200,9 +204,10 @@ class Plan:
                 part.shift(groups)
 
 
-def _options(group: Group) -> tuple[Any, ...]:
-    names = "state", "stochastic_rounding", "clear_grad", "capturable", "foreach"
-    return tuple(group.get(name) for name in names)
+def _options(group: Group) -> tuple[Callable[[Group], Any], Any]:
+    """How to read a group's options, and what they are now."""
+    read = itemgetter(*(name for name in (*OPTIONS, "foreach") if name in group))
+    return read, read(group)
 
 
 def _terms(rule: Rule, group: Hyper) -> int:
