@@ -17,7 +17,8 @@ from numba import njit, prange, types
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thalweg.kernels.memory import load
+from thalweg.kernels.disk import keep
+from thalweg.kernels.memory import INNER, address, load, store
 
 __all__ = ["COMPILED", "Located", "Waiting"]
 
@@ -77,7 +78,7 @@ def _handles(tensors: Sequence[Tensor]) -> Int64Array:
     return np.array([id(t) + _HEADER for t in tensors], dtype=np.int64)
 
 
-@njit
+@njit(**INNER)
 def _address(tensor, numel, dtype, answer):
     """Address of the data, or -1 unless dense, contiguous, on the CPU, of that size and type."""
     # An answer is read as wide as it was written, or the processor waits for the write to end.
@@ -99,13 +100,13 @@ def _address(tensor, numel, dtype, answer):
     return load(answer, np.int64)
 
 
-@njit
+@njit(**INNER)
 def _implementation(tensor):
     """Address of the TensorImpl that an at::Tensor points to; it is all that one holds."""
     return load(tensor, np.int64)
 
 
-@njit
+@njit(**INNER)
 def _gradient(implementation, answer):
     """Address of the ``at::Tensor`` that is a tensor's gradient, or 0 where it has none."""
     gradient = _grad(implementation)
@@ -118,71 +119,80 @@ def _gradient(implementation, answer):
 _CHANGED, _UNEVEN, _STRANGE = 1, 1 << 20, 1 << 40
 
 
-# Inlined, for handing seven arrays to a call costs as much as all of torch's answers.
-@njit(inline="always")
-def _locate_one(i, tensors, owners, lengths, dtypes, table, present, counts, upcoming, answer):
-    p, length, dtype = tensors[0, i], lengths[0, i], dtypes[0]
+# All arrays are given by their addresses: to compile for arrays takes several times as long.
+# ``columns`` arrays of ``n`` tensors and of their lengths lie one after the other; a line of the
+# table has ``2 + columns`` places; ``scratch`` is eight bytes a parameter, for answers.
+
+
+@njit(**INNER)
+def _locate_one(
+    i, n, columns, tensors, owners, lengths, dtypes, scratch, table, width, present, counts, after
+):
+    p, length = load(tensors + 8 * i, np.int64), load(lengths + 8 * i, np.int64)
+    dtype, answer, line = load(dtypes, np.int32), scratch + 8 * i, table + width * i
     implementation = _implementation(p)
-    if implementation != owners[i]:
+    if implementation != load(owners + 8 * i, np.int64):
         return _STRANGE
     found = 0
-    table[i, 1] = _address(p, length, dtype, answer)
-    if table[i, 1] == -1:
+    data = _address(p, length, dtype, answer)
+    store(line + 8, data)
+    if data == -1:
         found = _STRANGE
     gradient = _gradient(implementation, answer)
     has = np.uint8(gradient != 0)
     if has:
-        table[i, 2] = _address(gradient, length, dtype, answer)
-        if table[i, 2] == -1:
+        data = _address(gradient, length, dtype, answer)
+        store(line + 16, data)
+        if data == -1:
             found = _STRANGE
         _touch(p)
-    for s in range(1, len(tensors)):
-        table[i, 2 + s] = _address(tensors[s, i], lengths[s, i], dtypes[s], answer)
-        if table[i, 2 + s] == -1:
+    for s in range(1, columns):
+        place = 8 * (n * s + i)
+        data = _address(
+            load(tensors + place, np.int64),
+            load(lengths + place, np.int64),
+            load(dtypes + 4 * s, np.int32),
+            answer,
+        )
+        store(line + 16 + 8 * s, data)
+        if data == -1:
             found = _STRANGE
-    if has != present[i]:
+    if has != load(present + i, np.uint8):
         found += _CHANGED
-        present[i] = has
-    upcoming[i] = counts[i] + has
-    if upcoming[i] != counts[0] + 1:
+        store(present + i, has)
+    count = load(counts + 4 * i, np.float32) + np.float32(has)
+    store(after + 4 * i, count)
+    if count != load(counts, np.float32) + np.float32(1):
         found += _UNEVEN
     return found
 
 
-# ``scratch`` is the address of eight bytes a parameter, for answers.
-@njit(cache=True)
-def _locate_few(tensors, owners, lengths, dtypes, scratch, table, present, counts, upcoming):
+# Named one by one: a tuple of them would be unpacked for every tensor.
+def _locate(
+    n, columns, tensors, owners, lengths, dtypes, scratch, table, width, present, counts, after
+):
     found = 0
-    for i in range(len(owners)):
+    for i in prange(n):
         found += _locate_one(
-            i, tensors, owners, lengths, dtypes, table, present, counts, upcoming, scratch
-        )
+            i, n, columns, tensors, owners, lengths, dtypes, scratch, table, width, present, counts,
+            after,
+        )  # fmt: skip
     return found
 
 
-@njit(cache=True, parallel=True)
-def _locate_many(tensors, owners, lengths, dtypes, scratch, table, present, counts, upcoming):
-    found = 0
-    for i in prange(len(owners)):
-        found += _locate_one(
-            i, tensors, owners, lengths, dtypes, table, present, counts, upcoming, scratch + 8 * i
-        )
-    return found
-
+_locate_few, _locate_many = (njit(parallel=parallel)(_locate) for parallel in (False, True))
+keep(_locate_few, _locate, "one core")
+keep(_locate_many, _locate, "all cores")
 
 _MANY = 128  # tensors that pay for waking a second thread
 
 
 @njit(cache=True)
-def _owners(tensors):
-    return np.array([_implementation(t) for t in tensors])
-
-
-@njit(cache=True)
-def _any_gradient(tensors, scratch):
+def _any_gradient(tensors, n, scratch):
     found = False
-    for t in tensors:
-        found |= _gradient(_implementation(t), scratch) != 0
+    for i in range(n):
+        implementation = _implementation(load(tensors + 8 * i, np.int64))
+        found |= _gradient(implementation, scratch) != 0
     return found
 
 
@@ -215,13 +225,13 @@ class Waiting:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         """Keep the parameters alive."""
         self._parameters = list(parameters)
-        self._handles = _handles(parameters)
-        self._scratch = np.zeros(1, dtype=np.int64)
+        self._handles, self._scratch = _handles(parameters), np.zeros(1, dtype=np.int64)
+        self._given = address(self._handles), len(self._handles), address(self._scratch)
 
     def over(self) -> bool:
         """Whether at least one of them has a gradient now."""
         if COMPILED:
-            return bool(_any_gradient(self._handles, self._scratch.ctypes.data))
+            return bool(_any_gradient(*self._given))
         return any(p.grad is not None for p in self._parameters)
 
 
@@ -253,15 +263,13 @@ class Located:
         self.present: NDArray[np.uint8] = np.zeros(len(parameters), dtype=np.uint8)
         self.upcoming = counts.copy()
         if COMPILED:
-            tensors = np.stack([_handles(row) for row in self._tensors])
-            self._scratch = np.zeros(len(parameters), dtype=np.int64)
-            self._fixed = (
-                tensors,
-                _owners(tensors[0]),
-                self._lengths,
-                np.array([_SCALAR_TYPE[dtype] for dtype in self._dtypes], dtype=np.int32),
-                self._scratch.ctypes.data,
-            )
+            handles = np.stack([_handles(row) for row in self._tensors])
+            owners = np.array([ctypes.c_int64.from_address(h).value for h in handles[0].tolist()])
+            kinds = np.array([_SCALAR_TYPE[dtype] for dtype in self._dtypes], dtype=np.int32)
+            scratch = np.zeros(len(parameters), dtype=np.int64)
+            self._arrays = handles, owners, self._lengths, kinds, scratch  # kept alive
+            self._given = len(parameters), len(handles), *(address(a) for a in self._arrays)
+            self._counted = address(self.present), address(counts), address(self.upcoming)
             self._locate = _locate_few if len(parameters) < _MANY else _locate_many
 
     def read(self, table: Int64Array) -> tuple[bool, bool, bool]:
@@ -279,7 +287,7 @@ class Located:
         """
         if not COMPILED:
             return self._read_from_python(table)
-        found = self._locate(*self._fixed, table, self.present, self._counts, self.upcoming)
+        found = self._locate(*self._given, address(table), table.strides[0], *self._counted)
         if found == 0:
             return True, False, True
         return found < _STRANGE, found % _UNEVEN > 0, found < _UNEVEN

@@ -9,7 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["INNER", "JIT", "SUM", "address", "call", "load", "scratch", "span", "view"]
+__all__ = ["INNER", "JIT", "SUM", "address", "call", "load", "scratch", "span", "store", "view"]
 
 # Without error_model="numpy" the check for division by zero stops LLVM from vectorising. Of
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
@@ -41,6 +41,17 @@ def load(typing_context: Any, address: Any, kind: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], pointer))
 
     return number(address, kind), codegen
+
+
+@intrinsic
+def store(typing_context: Any, address: Any, value: Any) -> Any:
+    """Put a number at an address, as wide as it is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = context.get_value_type(types.CPointer(value))
+        builder.store(arguments[1], builder.inttoptr(arguments[0], pointer))
+
+    return types.void(address, value), codegen
 
 
 @intrinsic

@@ -15,6 +15,8 @@ from llvmlite import binding
 from numba import njit, types
 from numpy.typing import NDArray
 
+from thalweg.kernels.memory import address, load
+
 __all__ = ["Entries", "Items", "Values"]
 
 Int64Array = NDArray[np.int64]
@@ -38,32 +40,38 @@ def _ids(objects: Sequence[Any]) -> Int64Array:
     return np.array([id(o) for o in objects], dtype=np.int64)
 
 
+# Arrays are given by address: to compile for arrays takes several times as long.
+
+
 @njit(cache=True)
-def _same_entries(dicts, keys, expected):
+def _same_entries(dicts, n, keys, k, expected):
     same = True
-    for i in range(len(dicts)):
-        for k in range(len(keys)):
-            same &= _dict_get(dicts[i], keys[k]) == expected[k, i]
+    for i in range(n):
+        for j in range(k):
+            held = _dict_get(load(dicts + 8 * i, np.int64), load(keys + 8 * j, np.int64))
+            same &= held == load(expected + 8 * (n * j + i), np.int64)
     return same
 
 
+# ``scratch`` is the address of three words.
 @njit(cache=True)
-def _same_values(mapping, expected):
-    word = np.zeros(3, dtype=np.int64)
-    at = word.ctypes.data
-    for i in range(len(expected)):
-        if _dict_next(mapping, at, at + 8, at + 16) == 0 or word[2] != expected[i]:
+def _same_values(mapping, expected, n, scratch):
+    key, value = scratch + 8, scratch + 16
+    for i in range(n):
+        if _dict_next(mapping, scratch, key, value) == 0:
             return False
-    return _dict_next(mapping, at, at + 8, at + 16) == 0
+        if load(value, np.int64) != load(expected + 8 * i, np.int64):
+            return False
+    return _dict_next(mapping, scratch, key, value) == 0
 
 
 @njit(cache=True)
-def _same_items(items, expected):
-    if _list_size(items) != len(expected):
+def _same_items(items, expected, n):
+    if _list_size(items) != n:
         return False
     same = True
-    for i in range(len(expected)):
-        same &= _list_get(items, i) == expected[i]
+    for i in range(n):
+        same &= _list_get(items, i) == load(expected + 8 * i, np.int64)
     return same
 
 
@@ -77,13 +85,15 @@ class Entries:
         self._ids = (
             _ids(self._dicts),
             _ids(self._keys),
-            np.array([_ids(kept) for kept in self._kept]),
+            _ids([o for kept in self._kept for o in kept]),
         )
+        of_dicts, of_keys, of_kept = map(address, self._ids)
+        self._given = of_dicts, len(self._dicts), of_keys, len(self._keys), of_kept
 
     def hold(self) -> bool:
         """Whether they hold the same objects still."""
         if _COMPILED:
-            return bool(_same_entries(*self._ids))
+            return bool(_same_entries(*self._given))
         try:
             return all(
                 all(map(is_, map(itemgetter(key), self._dicts), kept))
@@ -99,14 +109,16 @@ class Values:
     def __init__(self, mapping: Mapping[Any, Any]) -> None:
         """Remember, and keep alive, what the dictionary holds now."""
         self._mapping, self._kept = mapping, list(mapping.values())
-        self._ids = _ids(self._kept)
+        self._ids, self._scratch = _ids(self._kept), np.zeros(3, dtype=np.int64)
+        self._given = address(self._ids), len(self._kept), address(self._scratch)
 
     def hold(self, mapping: Mapping[Any, Any]) -> bool:
         """Whether this is the same dictionary, with the same objects in it."""
         if mapping is not self._mapping:
             return False
         if _COMPILED and isinstance(mapping, dict):
-            return bool(_same_values(id(mapping), self._ids))
+            self._scratch[0] = 0
+            return bool(_same_values(id(mapping), *self._given))
         return _identical(list(mapping.values()), self._kept)
 
 
@@ -117,11 +129,12 @@ class Items:
         """Remember, and keep alive, what the list holds now."""
         self._kept = list(items)
         self._ids = _ids(self._kept)
+        self._given = address(self._ids), len(self._kept)
 
     def hold(self, items: Sequence[Any]) -> bool:
         """Whether a list holds the same objects."""
         if _COMPILED and isinstance(items, list):
-            return bool(_same_items(id(items), self._ids))
+            return bool(_same_items(id(items), *self._given))
         return _identical(items, self._kept)
 
 
