@@ -48,6 +48,18 @@ def _memory() -> list[Row]:
     return memory()
 
 
+def _extras() -> list[Row]:
+    from benchmarks.extras import extras
+
+    return extras()
+
+
+def _start() -> list[Row]:
+    from benchmarks.start import start
+
+    return start()
+
+
 def _gpu() -> list[Row]:
     from benchmarks.gpu import gpu
 
@@ -59,6 +71,8 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "step": ("One optimizer step against torch.optim", "thalweg", "torch's fastest", _step),
     "bandwidth": ("Memory moved by a step on 30 M parameters", "step", "plain copy", _bandwidth),
     "memory": ("Moments in fewer bits on 30 M parameters", "fewer", "float32", _memory),
+    "extras": ("Clipping, zeroing and averaging in the step", "one pass", "torch", _extras),
+    "start": ("Before the second step", "thalweg", "import of torch", _start),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),
