@@ -9,7 +9,7 @@ study is only one more segment with coefficients of its own.
 import marshal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from threading import Lock
 from types import CellType, CodeType, FunctionType
@@ -96,6 +96,16 @@ class Segments:
         """The blocks, their number, the table and the bytes of its lines, for compiled code."""
         return address(self.blocks), len(self.blocks), address(self.table), self.table.strides[0]
 
+    @cached_property
+    def starts(self) -> tuple[Int64Array, Int64Array]:
+        """The segments that have blocks, and the first of each; a segment's follow one another."""
+        return np.unique(self.blocks[:, 0], return_index=True)
+
+    @cached_property
+    def stateless(self) -> "Segments":
+        """The same for what looks at parameters and gradients alone."""
+        return replace(self, storage=self.storage._replace(states=()))
+
     @classmethod
     def of(
         cls,
@@ -166,9 +176,11 @@ def measure(
     function, terms = _sum(rule.terms, rows.shape[1] - HEAD, rows.dtype, segments.storage, bounded)
     parts = np.zeros((len(segments.blocks), terms))
     _over_blocks(function, segments, rows, parts, each=8 * terms)
-    which, length = segments.blocks[:, 0], len(segments.table)
-    sums = np.stack([np.bincount(which, part, minlength=length) for part in parts.T], axis=1)
-    return sums.astype(np.float64, copy=False)  # of no blocks at all NumPy counts in integers
+    sums = np.zeros((len(segments.table), terms))
+    which, first = segments.starts
+    if len(first):
+        sums[which] = np.add.reduceat(parts, first)
+    return sums
 
 
 def shift(rule: Rule, segments: Segments, rows: Rows) -> None:

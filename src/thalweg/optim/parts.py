@@ -14,7 +14,8 @@ are added up at its ``meeting``, where its parameters have the rows ``seats``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from functools import cache
+from math import inf, isfinite
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,6 +65,12 @@ NUMPY = {
 }
 _SQUARE = Rule("square of the gradient", (), (), lambda hyper, step: (), lambda p, g: (p,))
 _SQUARE = replace(_SQUARE, terms=lambda p, g: (g * g,))
+
+
+@cache
+def _plain(rows: int, dtype: type[np.floating[Any]]) -> cpu.Rows:
+    """Rows of coefficients that leave gradients as they are."""
+    return np.tile(np.array([[1.0, inf, 0.0, 1.0]], dtype), (rows, 1))
 
 
 class Batch:
@@ -176,14 +183,13 @@ class Batch:
 
     def squares(self) -> Sums2d:
         """Sums of the squares of the gradients, ``(parameters, 1)``."""
-        plain = np.tile(np.array([[1.0, np.inf, 0.0, 1.0]], self.dtype), (len(self.rows), 1))
-        bare = replace(self.segments, storage=self.segments.storage._replace(states=()))
-        found = cpu.measure(_SQUARE, bare, plain)
+        found = cpu.measure(_SQUARE, self.segments.stateless, _plain(len(self.rows), self.dtype))
         # Squares of float32 may be beyond float32 where the norm is not.
-        for i in np.flatnonzero(~np.isfinite(found[:, 0])):
-            gradient = self.parameters[i].grad
-            if gradient is not None:
-                found[i] = float(part_of(gradient).double().square().sum())
+        if not isfinite(found.sum()):
+            for i in np.flatnonzero(~np.isfinite(found[:, 0])):
+                gradient = self.parameters[i].grad
+                if gradient is not None:
+                    found[i] = float(part_of(gradient).double().square().sum())
         return found
 
     def bound(self, factors: Mapping[int, Any]) -> None:
