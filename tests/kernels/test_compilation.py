@@ -146,3 +146,35 @@ def test_a_fingerprint_is_the_maths_and_not_where_it_stands():
         return (p - lr * g * g,)
 
     assert cpu._fingerprint(first) == cpu._fingerprint(one) != cpu._fingerprint(other)
+
+
+BITS = """
+import hashlib, sys, torch
+from thalweg import optim
+for name in sys.argv[1:]:
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(1003, generator=generator))
+    optimizer = getattr(optim, name)([p], lr=1e-2)
+    for _ in range(30):
+        p.grad = torch.randn(1003, generator=generator)
+        optimizer.step()
+    print(name, hashlib.sha256(p.detach().numpy().tobytes()).hexdigest())
+"""
+
+
+def test_fresh_or_from_disk_first_or_last_a_kernel_rounds_the_same(tmp_path):
+    names = ["NAG", "Adan", "ScheduleFreeSGD"]
+
+    def bits(cache, order):
+        done = subprocess.run(
+            [sys.executable, "-c", BITS, *order],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / cache)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return sorted(done.stdout.splitlines())
+
+    fresh = bits("one", names)
+    assert bits("one", names) == fresh
+    assert bits("another", names[::-1]) == fresh

@@ -15,8 +15,14 @@ __all__ = ["INNER", "JIT", "SUM", "address", "call", "load", "scratch", "span", 
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
 JIT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
 
-# For what only compiled code calls: it needs no way in from Python or C, and compiles sooner.
-INNER: dict[str, Any] = JIT | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# For what only compiled code calls: it needs no way in from Python or C, and compiles sooner. It is
+# always inlined, or a kernel would call the copy that was compiled by itself where there is one in
+# the process, and its own where it comes from disk, which may round differently.
+INNER: dict[str, Any] = JIT | {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "forceinline": True,
+}
 
 # For sums, whose order may change: it has to, for several numbers to be added at once.
 SUM: dict[str, Any] = INNER | {"fastmath": {"contract", "nsz", "reassoc"}}
