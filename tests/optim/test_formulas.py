@@ -95,7 +95,7 @@ TOLERANCE = {"Prodigy": 1e-8, "DAdaptAdam": 1e-8}
     [case for case in COMPARED if case[0] not in MATRICES or case[0] == "Adafactor"],
 )
 def test_formulas(name, arguments):
-    for optimizer, xs, memories in side_by_side(name, arguments):
+    for optimizer, xs, memories in side_by_side(name, arguments):  # noqa: B007
         assert gap(optimizer, xs) < TOLERANCE.get(name, 1e-12)
     if name in ("ASGD", "ScheduleFreeSGD", "ScheduleFreeAdamW"):
         optimizer.eval()  # to the weights to evaluate with
