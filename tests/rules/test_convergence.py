@@ -105,7 +105,7 @@ def test_nesterov_on_a_strongly_convex_function(form):
 
 
 def test_nesterov_on_a_convex_function_goes_by_the_square_of_time():
-    # Beck and Teboulle 2009, theorem 4.4, with momentum (t - 1) / (t + 2):
+    # Beck and Teboulle 2009, theorem 4.4, with momentum 0, 0, 1/4, 2/5, ..., (t - 2) / (t + 1):
     # f(x_t) - f* <= 2 L ‖x_0 - x*‖² / (t + 1)²; on Nesterov's worst function (2004, section 2.1.2),
     # where gradient descent does not keep to it.
     n = 100
@@ -124,17 +124,17 @@ def test_nesterov_on_a_convex_function_goes_by_the_square_of_time():
 
     bound = 2 * 4 * (best @ best) / np.arange(2, n + 2) ** 2
     assert (
-        values(rules.NAG, lambda t: {"momentum": (t - 1) / (t + 2)}, form="lookahead") <= bound
+        values(rules.NAG, lambda t: {"momentum": max(t - 2, 0) / (t + 1)}, form="lookahead")
+        <= bound
     ).all()
-    # For gradient descent L ‖x_0 - x*‖² / (2 t) (Nesterov 2004, corollary 2.1.2, and that it
-    # cannot be much better).
+    # Gradient descent: L ‖x_0 - x*‖² / (2 t) (theorem 3.1 there).
     plain = values(rules.SGD)
     assert (plain <= 4 * (best @ best) / (2 * np.arange(1, n + 1))).all()
     assert plain[-1] > bound[-1]
 
 
 # λ x² / 2 with a gradient of variance NOISE², in many copies; past BURN the start is forgotten.
-COPIES, CURVATURE, NOISE, BURN = 20_000, 0.7, 1.3, 300
+COPIES, CURVATURE, NOISE, BURN = 10_000, 0.7, 1.3, 300
 
 
 def noisy(seed=0):
@@ -212,7 +212,7 @@ def test_adaptive_rates_in_noise_are_sgds_by_its_size(name, momentum, hyper):
     # Where noise is far greater than slope, s -> σ² and x is that of (heavy-ball) SGD at lr / σ
     # (Mandt, Hoffman and Blei 2017, section 4.3); corrections are of the order of 1 - beta2.
     lr = 0.02
-    x = last(OPTIMIZERS[name].rule, np.zeros(COPIES // 2), noisy(), 1500, lr=lr, **hyper)
+    x = last(OPTIMIZERS[name].rule, np.zeros(COPIES), noisy(), 1500, lr=lr, **hyper)
     rate = lr / NOISE * (1 - momentum)
     phis = (1 - rate * CURVATURE + momentum, -momentum)
     assert within_standard_errors(x, second_order(*phis, (rate * NOISE) ** 2), slack=0.02)
@@ -240,19 +240,21 @@ def test_averaged_least_squares_keeps_to_its_bound():
     assert above.mean() / 2 <= bound
 
 
+@pytest.mark.parametrize("slope", [1.0, 0.05])
 @pytest.mark.parametrize("beta", [0.5, 0.9, 0.98])
-def test_schedule_free_sgd_keeps_to_its_bound(beta):
+def test_schedule_free_sgd_keeps_to_its_bound(beta, slope):
     # Defazio et al. 2024, theorem 1: E f(x_T) - f* <= D G / sqrt(T) at the rate D / (G sqrt(T)),
-    # for every beta; here f = |x|, whose gradient ±1 is seen with noise ±1: G² = 2.
-    distance, steps = 3.0, 400
+    # for every beta. Here f = slope |x|, whose gradient is seen with noise ±1: its mean square is
+    # G² = slope² + 1. With a slope of 1 / sqrt(T) x gets no farther than it has to.
+    distance, steps, size = 3.0, 400, sqrt(slope**2 + 1)
     generator = np.random.default_rng(3)
 
     def gradient(x, t):
-        return np.sign(x) + generator.choice([-1.0, 1.0], size=x.shape)
+        return slope * np.sign(x) + generator.choice([-1.0, 1.0], size=x.shape)
 
-    hyper = {"lr": distance / sqrt(2 * steps), "momentum": beta}
+    hyper = {"lr": distance / (size * sqrt(steps)), "momentum": beta}
     x = last(rules.SCHEDULE_FREE_SGD, np.full(2000, distance), gradient, steps, **hyper)
-    assert np.abs(x).mean() <= distance * sqrt(2 / steps)
+    assert slope * np.abs(x).mean() <= distance * size / sqrt(steps)
 
 
 @pytest.mark.parametrize("lr", [0.03, 0.3, 3.0])
@@ -312,14 +314,16 @@ def test_signs_end_within_a_ball_of_rates(rule, hyper, reach):
         there = int(start / lr)
         assert x[:there] == pytest.approx(start - lr * np.arange(there), abs=1e-12)
         assert x[there:].max() <= lr * reach + 1e-12
-        assert x[there:].max() > lr * min(reach, 4) / 2
+        assert x[there:].max() >= lr / 2 - 1e-12  # steps do not shorten
 
 
 @pytest.mark.parametrize("hyper", [{}, {"use_bias_correction": True}, {"beta3": 0.9}])
 @pytest.mark.parametrize("distance", [1e-3, 1.0, 1e4])
 def test_prodigys_estimate_never_exceeds_the_distance(distance, hyper):
-    # <g, x_0 - x> <= <g, x_0 - x*> by convexity, and the weighted sum of the right side is at most
-    # |sum of g|_1 |x_0 - x*|_max (Mishchenko and Defazio 2024, lemma 1, for their Adam form).
+    # Its numerator is a weighted sum of <g, x_0 - x>, by convexity at most that of <g, x_0 - x*>,
+    # which is at most the denominator, the 1-norm of the same sum of g, times |x_0 - x*|_max
+    # (Mishchenko and Defazio 2024). D-Adaptation's Adam form has no such proof: here, without
+    # correction of bias, its estimate ends at 1.12 times the distance.
     start = distance * START / 5
     points = list(walk(rules.PRODIGY, start, canyons_gradient, 2000, d0=1e-6 * distance, **hyper))
     estimates = np.array([scalars[0] for _, _, scalars in points])
