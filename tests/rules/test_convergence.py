@@ -212,7 +212,7 @@ def test_adaptive_rates_in_noise_are_sgds_by_its_size(name, momentum, hyper):
     # Where noise is far greater than slope, s -> σ² and x is that of (heavy-ball) SGD at lr / σ
     # (Mandt, Hoffman and Blei 2017, section 4.3); corrections are of the order of 1 - beta2.
     lr = 0.02
-    x = last(OPTIMIZERS[name].rule, np.zeros(COPIES), noisy(), 1500, lr=lr, **hyper)
+    x = last(OPTIMIZERS[name].rule, np.zeros(COPIES), noisy(), 1200, lr=lr, **hyper)
     rate = lr / NOISE * (1 - momentum)
     phis = (1 - rate * CURVATURE + momentum, -momentum)
     assert within_standard_errors(x, second_order(*phis, (rate * NOISE) ** 2), slack=0.02)
@@ -238,6 +238,17 @@ def test_averaged_least_squares_keeps_to_its_bound():
     above = ((x - best) @ a.T) ** 2
     bound = 2 / n * (sigma * sqrt(5) + radius * np.linalg.norm(best)) ** 2
     assert above.mean() / 2 <= bound
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.8])
+def test_variance_of_schedule_free_sgd(beta):
+    # As z stays bounded, (1 - β) x_n + β mean(x_1, ..., x_n), the mean of all y, is the mean of the
+    # noise over -λ. In the limit that is an equation for x and a Brownian motion W, solved by
+    # x = -(W / n - c / n^(c + 1) times the integral of t^(c - 1) W) / (λ (1 - β)), where c is
+    # β / (1 - β). Its n Var x is σ² / λ² / (1 - β²); Polyak's average is β = 0.
+    n = 1000
+    x = last(rules.SCHEDULE_FREE_SGD, np.zeros(COPIES), noisy(), n, lr=1.0, momentum=beta)
+    assert within_standard_errors(x * sqrt(n), (NOISE / CURVATURE) ** 2 / (1 - beta**2), 0.03)
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.05])
