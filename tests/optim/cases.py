@@ -1,7 +1,7 @@
 """What every optimizer of the registry is held against: arguments, oracles, refusals."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,11 +21,13 @@ class Valid:
         oracle: keyword arguments with which the oracle's class takes the same path, or None where
             it has no such convention.
         reason: why there is no oracle; the test then holds the formula, written out by hand.
+        undetermined: why two right implementations part on the network, if they do.
     """
 
     arguments: Arguments
     oracle: Arguments | None = None
     reason: str = ""
+    undetermined: str = ""
 
     def __post_init__(self):
         if (self.oracle is None) != bool(self.reason):
@@ -487,7 +489,7 @@ _CASES: dict[str, dict[str, Any]] = {
             Invalid({"ns_steps": 0}, r"ns_steps must be in \[1, 99\], got 0"),
             Invalid({"adjust_lr_fn": "moonlight"}, "adjust_lr_fn must be None or 'original'"),
         ),
-        "tolerance": (1e-3, 1e-9),
+        "tolerance": (1e-3, 1e-12),
         "reason": "five steps of the iteration multiply rounding by 3.4 each",
     },
     "shampoo": {
@@ -500,19 +502,29 @@ _CASES: dict[str, dict[str, Any]] = {
             *_MOMENTUM_INVALID,
             Invalid({"epsilon": 0.0}, r"epsilon must be in \(0, inf\), got 0\.0"),
         ),
-        "tolerance": (1e-2, 1e-9),
+        "tolerance": (1e-2, 1e-12),
         "reason": "roots of matrices whose eigenvalues differ by 1e6",
     },
     "soap": {
         "valid": (
-            _paper(lr=3e-3),
-            _paper(lr=3e-3, shampoo_beta=0.8, weight_decay=0.0, precondition_frequency=3),
-            _paper(lr=3e-3, correct_bias=False, max_precond_dim=20),
+            replace(
+                _paper(lr=3e-3),
+                undetermined="pixels that are always zero leave eigenvalues of zero, whose "
+                "eigenvectors are anybody's choice; test_formulas.py has matrices without",
+            ),
+            # Turned is here the side of the ten outputs alone. Its one eigenvalue of zero is of a
+            # direction without gradient, whose rounding an eps of 1e-8 would make steps of.
+            _paper(
+                lr=3e-3,
+                eps=1e-3,
+                max_precond_dim=20,
+                shampoo_beta=0.8,
+                weight_decay=0.0,
+                precondition_frequency=3,
+            ),
+            _paper(lr=3e-3, eps=1e-3, correct_bias=False, max_precond_dim=20),
         ),
         "invalid": (_EPS_INVALID, *_BETAS_INVALID),
-        "tolerance": (float("inf"), float("inf")),
-        "reason": "inputs that are always zero leave eigenvalues of zero, whose eigenvectors are "
-        "anybody's choice; test_papers.py compares it where they are not",
     },
 }
 

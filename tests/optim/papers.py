@@ -433,6 +433,7 @@ def adafactor(x, g, s, t, *, lr=1e-2, beta2_decay=-0.8, eps=(None, 1e-3), d=1.0,
 
 
 # Jordan 2024 (kellerjordan.github.io/posts/muon), in the form of torch, without its bfloat16.
+# Filters are matrices of one row each, as there (torch takes matrices alone).
 @named("Muon")
 def muon(
     x,
@@ -451,7 +452,8 @@ def muon(
 ):
     m = average(s, "m", g, momentum)
     u = (1 - momentum) * g + momentum * m if nesterov else m
-    rows, columns = x.shape
+    u = u.flatten(1)
+    rows, columns = u.shape
     a, b, c = ns_coefficients
     u = u.T if rows > columns else u
     u = u / max(norm(u), eps)
@@ -464,7 +466,7 @@ def muon(
         "original": sqrt(max(1, rows / columns)),
         "match_rms_adamw": 0.2 * sqrt(max(rows, columns)),
     }
-    return x * (1 - lr * weight_decay) - lr * adjusted[adjust_lr_fn] * u
+    return x * (1 - lr * weight_decay) - lr * adjusted[adjust_lr_fn] * u.reshape(x.shape)
 
 
 def unfolded(g, i):
@@ -480,7 +482,8 @@ def multiplied(matrix, g, i):
 # Gupta, Koren, Singer 2018, algorithm 2 (for matrices algorithm 1): exponent -1/2k for order k,
 # so -1/4 for matrices. moskomule/shampoo.pytorch takes -1/k: exponent=-1 / g.dim() gives that.
 # Momentum, which the paper leaves open, is of the preconditioned directions, as in Google's code;
-# moskomule mixes the direction of the last step into the next gradient, and into L and R.
+# moskomule mixes the direction of the last step into the next gradient, and into L and R. Sides
+# longer than max_precond_dim are left alone and do not count in k, as in Google's code.
 @named("Shampoo")
 def shampoo(
     x,
@@ -493,13 +496,15 @@ def shampoo(
     weight_decay=0.0,
     epsilon=1e-4,
     update_freq=1,
+    max_precond_dim=2048,
     exponent=None,
 ):
     g = g + weight_decay * x
-    exponent = -1 / (2 * g.dim()) if exponent is None else exponent
+    sides = [i for i, n in enumerate(g.shape) if n <= max_precond_dim]
     u = g
-    for i, size in enumerate(g.shape):
-        start = epsilon * torch.eye(size, dtype=g.dtype)
+    for i in sides:
+        exponent = -1 / (2 * len(sides)) if exponent is None else exponent
+        start = epsilon * torch.eye(g.shape[i], dtype=g.dtype)
         s["side", i] = s.get(("side", i), start) + unfolded(g, i) @ unfolded(g, i).T
         if (t - 1) % update_freq == 0:
             values, vectors = torch.linalg.eigh(s["side", i])
@@ -528,9 +533,11 @@ def soap(
     weight_decay=0.01,
     precondition_frequency=10,
     max_precond_dim=10000,
+    precondition_1d=False,
     correct_bias=True,
 ):
-    sides = [i for i, n in enumerate(g.shape) if g.dim() > 1 and n <= max_precond_dim]
+    turns = g.dim() > 1 or precondition_1d
+    sides = [i for i, n in enumerate(g.shape) if turns and n <= max_precond_dim]
     beta = shampoo_beta if shampoo_beta >= 0 else betas[1]
 
     def watch():

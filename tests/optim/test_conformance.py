@@ -24,7 +24,7 @@ def oracle_of(case, valid, model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", ALL, ids=name_of)
+@pytest.mark.parametrize("case", [pair for pair in ALL if not pair[1].undetermined], ids=name_of)
 def test_weights_after_100_steps(case, dtype):
     entry, valid = case
     ours, theirs = network(dtype), network(dtype)

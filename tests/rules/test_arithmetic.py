@@ -95,6 +95,27 @@ def test_5_sutskevers_momentum_parts_from_torchs_when_the_rate_changes():
     assert torchs[count] - sutskevers[count] == exactly(mu * velocity * (lr - other))
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_rmsprops_rate_inside_its_momentum(centered):
+    # As test 5: the velocity that the second step takes on holds the rate of the first, or not.
+    mu, g, lr, other, alpha = 0.9, 0.7, 0.1, 0.02, 0.75
+
+    def take(inside):
+        x, state = np.zeros(()), (np.zeros(()),) * (3 if centered else 2)
+        for t, rate in ((1, lr), (2, other)):
+            hyper = {"lr": rate, "momentum": mu, "alpha": alpha, "eps": 0.0, "centered": centered}
+            hyper = rules.RMSPROP.complete(hyper | {"lr_in_momentum": inside})
+            rule = rules.RMSPROP.resolve(hyper)
+            x, *state = rule.update(x, g, *state, *rule.row(hyper, t)[HEAD:])
+        return float(x)
+
+    # r is g² (1 - alpha^t), less the square of m = g (1 - alpha^t) where centered.
+    kept = [alpha, alpha**2] if centered else [1, 1]
+    first, second = (1 / sqrt(k * (1 - alpha**t)) for t, k in zip((1, 2), kept, strict=True))
+    assert take(True) == exactly(-(lr * first + mu * lr * first + other * second))
+    assert take(False) == exactly(-(lr * first + other * (mu * first + second)))
+
+
 @pytest.mark.parametrize("g", GRADIENTS)
 def test_6_rmsprops_first_step(g):
     lr, alpha, eps = 0.01, 0.9, 1e-3
