@@ -19,8 +19,9 @@ help:
 demo: $(VENV)/.package
 	$(BIN)/thalweg study digits
 
+# A process a core; threads that wait must not keep another's core busy.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -rs
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal -rs
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
