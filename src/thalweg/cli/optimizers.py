@@ -20,7 +20,9 @@ def optimizers(
         return
     if key(name) not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
-        raise typer.BadParameter(f"there is no optimizer {name!r}; choose from {known}")
+        raise typer.BadParameter(
+            f"there is no optimizer {name!r}; choose from {known}", param_hint="NAME"
+        )
     from thalweg.optim.reference import part
 
     typer.echo("\n".join(part(OPTIMIZERS[key(name)])).strip())

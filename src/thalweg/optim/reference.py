@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from thalweg.optim.base import OPTIONS, meaning
 from thalweg.optim.registry import BUILT_IN, OPTIMIZERS, Entry
-from thalweg.rules.rule import Rule
 
 __all__ = ["page", "part"]
 
@@ -37,7 +36,7 @@ _COMMON = """\
 
 def page() -> str:
     """The whole page, in Markdown."""
-    common = [_line(OPTIMIZERS["sgd"].rule, name, "") for name in _shared()]
+    common = [_line(OPTIMIZERS["sgd"], name, "") for name in _shared()]
     parts = [line for row in _rows() for line in part(row)]
     return "\n".join([_INTRODUCTION, _COMMON + "\n".join(common), "", *_overview(), *parts])
 
@@ -88,16 +87,17 @@ def part(row: Entry) -> Iterator[str]:
     shared = set(_shared())
     for name in list(row.constructor.signature().parameters)[1:]:
         if name not in shared or name in {h.name for h in rule.hyper} or name in theirs:
-            yield _line(rule, name, "" if not theirs or name in theirs else " *")
+            yield _line(row, name, "" if not theirs or name in theirs else " *")
     yield ""
     yield from _state(row)
 
 
-def _line(rule: Rule, name: str, star: str) -> str:
-    known = {**rule.every_hyper, **OPTIONS}
+def _line(row: Entry, name: str, star: str) -> str:
+    known = {**row.rule.every_hyper, **OPTIONS}
     limits = known[name].range if name in known else ""
-    default = known[name].default if name in known else None
-    return f"| `{name}`{star} | `{default}` | {limits} | {meaning(rule, name)} |"
+    default = row.constructor.signature().parameters[name].default
+    said = meaning(row.rule, name).replace("|", "\\|")  # which would end the cell
+    return f"| `{name}`{star} | `{default}` | {limits} | {said} |"
 
 
 def _state(row: Entry) -> Iterator[str]:
