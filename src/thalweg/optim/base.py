@@ -78,19 +78,24 @@ class RuleOptimizer(Optimizer):
             cls.__doc__ = _documentation(cls, cls.__doc__ or "")
 
     def __init__(self, params: ParamsT, *arguments: Any, **hyper: Any) -> None:
-        taken = self.signature()
+        given = self.hyperparameters(params, *arguments, **hyper)
+        super().__init__(given.pop("params"), given)
+
+    @classmethod
+    def hyperparameters(cls, *arguments: Any, **hyper: Any) -> Group:
+        """The constructor's arguments by name, checked, with defaults for the rest."""
+        taken = cls.signature()
         unknown = [name for name in hyper if name not in taken.parameters]
         if unknown:
             raise TypeError(
-                f"{type(self).__name__}: there is no argument {unknown[0]!r}; "
+                f"{cls.__name__}: there is no argument {unknown[0]!r}; "
                 f"it takes {', '.join(taken.parameters)}"
             )
-        bound = taken.bind(params, *arguments, **hyper)
+        bound = taken.bind(*arguments, **hyper)
         bound.apply_defaults()
-        given = {**bound.arguments, **self.for_torch}
-        params = given.pop("params")
-        self.check_group(given, type(self).__name__)
-        super().__init__(params, given)
+        given = {**bound.arguments, **cls.for_torch}
+        cls.check_group(given, cls.__name__)
+        return given
 
     @classmethod
     def signature(cls) -> Signature:
@@ -98,11 +103,12 @@ class RuleOptimizer(Optimizer):
         found: Signature = cls.__signature__  # type: ignore[attr-defined]
         return found
 
-    def check_group(self, group: Group, owner: str) -> None:
+    @classmethod
+    def check_group(cls, group: Group, owner: str) -> None:
         """Raise `ValueError` for hyperparameters that this optimizer cannot take."""
         if group.get("differentiable"):
             raise ValueError(f"{owner}: differentiable must be False: a step is no part of a graph")
-        self.rule.check({name: group[name] for name in self.rule.defaults if name in group}, owner)
+        cls.rule.check({name: group[name] for name in cls.rule.defaults if name in group}, owner)
         for name, option in OPTIONS.items():
             if name in group:
                 option.check(owner, group[name])

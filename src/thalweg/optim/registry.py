@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
-
 from thalweg.optim import classes
 from thalweg.optim.base import RuleOptimizer, from_rule
 from thalweg.rules.rule import Rule
@@ -55,8 +53,7 @@ class Entry:
 
     def resolved(self, arguments: Mapping[str, Any], shape: tuple[int, ...] = (1024, 1024)) -> Rule:
         """The rule that a parameter of this shape follows with these constructor arguments."""
-        built = self.constructor([torch.zeros(())], **arguments)
-        return self.rule.resolve(built.param_groups[0], shape)
+        return self.rule.resolve(self.constructor.hyperparameters([], **arguments), shape)
 
     def bytes_a_parameter(self, arguments: Mapping[str, Any]) -> float:
         """Bytes of state for each float32 of a matrix of 1024 by 1024."""
