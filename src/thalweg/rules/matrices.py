@@ -215,6 +215,7 @@ MUON = Rule(
     _muon_coefficients,
     _unset,
     variant=_muon_variant,
+    moments={"momentum_buffer": True},
     whole=True,
     part=lambda hyper, shape: _muon_variant(hyper) if len(shape) > 1 else _MUON_REST,
     paper="Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks, "
@@ -337,6 +338,7 @@ SHAMPOO = Rule(
     ("momentum_buffer",),
     _shampoo_coefficients,
     _unset,
+    moments={"momentum_buffer": True},
     whole=True,
     part=lambda hyper, shape: _shampoo(_sides(shape, hyper["max_precond_dim"])),
     paper="Gupta, Koren and Singer (2018), Shampoo: preconditioned stochastic tensor optimization, "
@@ -458,6 +460,8 @@ SOAP = Rule(
     _soap_coefficients,
     _unset,
     own_decay=True,
+    # The bases that they are seen in are no averages of entries, and stay as they are.
+    moments={"exp_avg": True, "exp_avg_sq": False},
     whole=True,
     part=_soap_part,
     paper="Vyas et al. (2024), SOAP: improving and stabilizing Shampoo using Adam, "
