@@ -390,6 +390,10 @@ class Stack:
 
     def _stack(self) -> None:
         """Keep each state of all of them in one tensor, of which those of each are views."""
+        if len(self.states) == 1:
+            # Left where it is: a parameter given twice has its state in two parts.
+            self.kept = {name: self.states[0][name][None] for name in self.named}
+            return
         self.kept = {
             name: torch.stack([state[name] for state in self.states]) for name in self.named
         }
