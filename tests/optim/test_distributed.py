@@ -364,14 +364,19 @@ def _whole_matrices_in_fewer_bits(rank, name, state):
         optimizer.step()
         parameters = optimizer.param_groups[0]["params"]
         found.append([p.to_local().detach() for p in parameters])
-        kinds = {optimizer.state[p][key].dtype for p in parameters for key in _MOMENTS[name]}
-        assert kinds == ({torch.float64} if optimizer is full else {_REDUCED[state]})
-    codes = [few.state[p][_MOMENTS[name][0]].full_tensor() for p in few.param_groups[0]["params"]]
+        kinds = {optimizer.state[p][key].dtype for p in parameters for key in [_MOMENTS[name]]}
+        assert kinds == ({torch.float64} if optimizer is full else {_REDUCED[name, state]})
+    codes = [few.state[p][_MOMENTS[name]].full_tensor() for p in few.param_groups[0]["params"]]
     return *found, codes
 
 
-_MOMENTS = {"muon": ["momentum_buffer"], "soap": ["exp_avg"]}
-_REDUCED = {"8bit": torch.int8, "bfloat16": torch.bfloat16}
+_MOMENTS = {"muon": "momentum_buffer", "soap": "exp_avg_sq"}
+_REDUCED = {
+    ("muon", "8bit"): torch.int8,
+    ("soap", "8bit"): torch.uint8,
+    ("muon", "bfloat16"): torch.bfloat16,
+    ("soap", "bfloat16"): torch.bfloat16,
+}
 
 
 def _laid_out(values, layouts):

@@ -30,6 +30,8 @@ WHOLE = {
     "shampoo": ({"momentum": 0.9}, ("momentum_buffer",)),
     "soap": ({"precondition_frequency": 2}, ("exp_avg", "exp_avg_sq")),
 }
+EIGHT = 1 + 4 / 256  # bytes, with the scales'
+
 MATRICES = pytest.mark.parametrize("name", WHOLE)
 
 
@@ -226,8 +228,8 @@ def test_nothing_of_whole_matrices_is_kept_besides(name, state):
     rule, wanted = entry.resolved(arguments, (64, 48)), 0.0
     for key in rule.state:
         elements = math.prod(rule.shapes[key]((64, 48)) if key in rule.shapes else (64, 48))
-        reduced = {"8bit": 1 + 4 / 256, "bfloat16": 2}[state]
-        wanted += 3 * elements * (reduced if key in rule.moments else 4)
+        in_bfloat16 = state == "bfloat16" or (name, key) == ("soap", "exp_avg")
+        wanted += 3 * elements * ((2 if in_bfloat16 else EIGHT) if key in rule.moments else 4)
     assert alive() - before == pytest.approx(wanted, abs=64)  # and step counts
     assert size_of_state(optimizer) == pytest.approx(wanted, abs=64)
 
@@ -237,10 +239,9 @@ def test_the_table_of_bytes_knows_the_rules_of_whole_matrices():
         name: [CASES[name].entry.bytes_a_parameter({"state": s}) for s in WAYS]
         for name in (*WHOLE, "adafactor")
     }
-    eight = 1 + 4 / 256
-    assert sizes["muon"] == [4, 2, eight]
-    assert sizes["shampoo"] == [20, 18, 16 + eight]
-    assert sizes["soap"] == [24, 20, 16 + 2 * eight]
+    assert sizes["muon"] == [4, 2, EIGHT]
+    assert sizes["shampoo"] == [20, 18, 16 + EIGHT]
+    assert sizes["soap"] == [24, 20, 16 + 2 + EIGHT]
     assert len(set(sizes["adafactor"])) == 1  # rows and columns are little already
 
 
@@ -325,10 +326,10 @@ class Transformer(nn.Module):
 
 
 @cache
-def language_loss(state, seed, steps=150):
+def language_loss(state, seed, name="adamw", steps=150):
     torch.manual_seed(seed)
     model = Transformer()
-    optimizer = optim.AdamW(model.parameters(), lr=3e-3, state=state)
+    optimizer = CASES[name].constructor(model.parameters(), lr=3e-3, state=state)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -345,6 +346,12 @@ def test_a_transformer_on_real_text_ends_within_the_noise_of_seeds(state):
     few, full = (np.array([language_loss(s, i) for i in range(3)]) for s in (state, None))
     assert full.mean() < 3.0  # of log 256 = 5.5: it has learned
     assert few.mean() - full.mean() < 2 * full.std(ddof=1) * (2 / 3) ** 0.5
+
+
+def test_fewer_bits_cost_soap_nothing_on_text():
+    """Seed by seed: with its first moment in eight bits it ended 0.01 to 0.04 higher."""
+    few, full = (np.array([language_loss(s, i, "soap") for i in range(2)]) for s in ("8bit", None))
+    assert (few - full).max() < 0.005
 
 
 def test_rounding_at_random_keeps_small_steps():

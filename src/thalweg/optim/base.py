@@ -29,7 +29,7 @@ OPTIONS: dict[str, Choice | Flag] = {
             None,
             (None, "bfloat16", "8bit"),
             "how moments are kept: as the parameter is, in bfloat16, or in eight bits with a "
-            "scale for every 256; no effect on rules without moments",
+            "scale for every 256 where those are enough; no effect on rules without moments",
         ),
         Flag(
             "stochastic_rounding",

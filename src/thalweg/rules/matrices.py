@@ -460,8 +460,9 @@ SOAP = Rule(
     _soap_coefficients,
     _unset,
     own_decay=True,
-    # The bases that they are seen in are no averages of entries, and stay as they are.
-    moments={"exp_avg": True, "exp_avg_sq": False},
+    # What eight bits are off by is off in every direction that m is turned to, and divided by
+    # roots that in some are next to nothing: language models ended worse by a seed's difference.
+    moments={"exp_avg": None, "exp_avg_sq": False},
     whole=True,
     part=_soap_part,
     paper="Vyas et al. (2024), SOAP: improving and stabilizing Shampoo using Adam, "
