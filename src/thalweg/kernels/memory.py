@@ -13,8 +13,15 @@ __all__ = ["INNER", "JIT", "SUM", "call", "load", "scratch", "span", "view"]
 # fastmath only what keeps NaN and infinity as they are: a diverging run must be seen to diverge.
 JIT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
 
-# For what only compiled code calls: it needs no way in from Python or C, and compiles sooner.
-INNER: dict[str, Any] = JIT | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# For what only compiled code calls: it needs no way in from Python or C, and compiles sooner. It
+# becomes part of its caller. As a function of its own it would be optimised twice, by itself and
+# there, and the process that compiles run one and those that load it from disk the other: seen to
+# round in another way.
+INNER: dict[str, Any] = JIT | {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "forceinline": True,
+}
 
 # For sums, whose order may change: it has to, for several numbers to be added at once.
 SUM: dict[str, Any] = INNER | {"fastmath": {"contract", "nsz", "reassoc"}}
