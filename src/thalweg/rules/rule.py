@@ -235,7 +235,7 @@ class Rule:
             from 1. In a CUDA graph step, scalars and rate are tensors: no ``if`` may ask for their
             value (`maths.where`), nor ``float``, ``min`` or ``max``.
         update: ``(p, g, *state, *coefficients, *extra) -> (p, *state)``, the elementwise maths,
-            with ``+ - * / **`` and the functions of `thalweg.rules.maths`.
+            with ``+ - * / **``, the functions of `thalweg.rules.maths`, and others made of these.
         initial: ``hyper -> value`` for a state that does not start at zero, or `PARAMETER`.
         point: ``(p, *state, *coefficients) -> p``, where the gradient is taken if not at ``p``.
         answer: ``(p, *state, hyper) -> p``, the weights to evaluate and keep where they are not
