@@ -82,6 +82,59 @@ def test_a_rule_from_a_module_that_cannot_be_imported_again_is_compiled_each_tim
     assert run(path, cache, "unknown") == (0.75, 0, 1)
 
 
+HELPED = """
+from thalweg.rules import Number, Rule
+
+def inner(g):
+    return {factor} * g
+
+def helper(g, lr):
+    return lr * inner(g)
+
+def update(p, g, lr):
+    return (p - helper(g, lr),)
+
+RULE = Rule("own", (Number("lr", 0.25),), (), lambda h, t: (h["lr"],), update)
+"""
+
+
+def test_an_edited_function_that_a_rule_calls_is_compiled_anew(tmp_path):
+    path, cache = tmp_path / "own.py", tmp_path / "cache"
+    path.write_text(HELPED.format(factor=1.0))
+    assert run(path, cache) == (0.75, 0, 1)
+    assert run(path, cache) == (0.75, 1, 0)
+    path.write_text(HELPED.format(factor=2.0))
+    assert run(path, cache) == (0.5, 0, 1)
+
+
+TRAINS = """
+import torch
+from thalweg import optim
+
+torch.manual_seed(0)
+for cls in (optim.Momentum, optim.LAMB):
+    p = torch.randn(300).requires_grad_()
+    optimizer = cls([p])
+    for _ in range(5):
+        p.grad = torch.randn(300)
+        optimizer.step()
+    print(p.tolist())
+"""
+
+
+def test_what_is_compiled_and_what_is_taken_from_disk_round_alike(tmp_path):
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", TRAINS],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    )
+    assert first == second
+
+
 def scaled(scale):
     return lambda p, g, lr: (p - scale * lr * g,)
 
@@ -104,6 +157,32 @@ def test_numbers_and_functions_that_are_closed_over_are_part_of_the_fingerprint(
     adam, lion = (cpu._fingerprint(averaged(r).update) for r in (rules.ADAM, rules.LION))
     assert adam is not None
     assert lion not in (None, adam)
+
+
+def innermost(x):
+    return 2.0 * x
+
+
+def between(x):
+    return innermost(x)
+
+
+def outermost(p, g, lr):
+    return (p - lr * between(g),)
+
+
+def other_innermost(x):
+    return 3.0 * x
+
+
+def test_functions_that_are_called_are_part_of_the_fingerprint(monkeypatch):
+    before = cpu._fingerprint(outermost)
+    assert before is not None
+    monkeypatch.setitem(globals(), "innermost", other_innermost)
+    assert cpu._fingerprint(outermost) not in (None, before)
+    # One whose own changes we could not see.
+    monkeypatch.setitem(globals(), "innermost", by_a_list([2.0]))
+    assert cpu._fingerprint(outermost) is None
 
 
 LOADS_BOTH = """

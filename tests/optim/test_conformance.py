@@ -80,6 +80,13 @@ def test_signature_and_defaults_are_torchs(name):
         assert ours[name].kind == parameter.kind
 
 
+def test_every_class_is_public():
+    rules = (c for c in vars(classes).values() if isinstance(c, type))
+    ours = {c.__name__ for c in rules if issubclass(c, optim.RuleOptimizer)} - {"RuleOptimizer"}
+    assert ours == set(classes.__all__) <= set(optim.__all__)
+    assert len(set(optim.__all__)) == len(optim.__all__)
+
+
 def test_names_labels_and_colors_are_distinct():
     rows = OPTIMIZERS.values()
     for attribute in ("name", "label", "constructor", "rule"):

@@ -345,6 +345,61 @@ def test_eight_bits_have_scales_for_each_part(ranks):
         assert found["exp_avg_scale"] == found["exp_avg_sq_scale"] == ((2, 5), 1, torch.float32)
 
 
+def _whole_matrices_in_fewer_bits(rank, name, state):
+    """Parts after a step from moments in fewer bits, and from those opened beforehand."""
+    layouts = _layouts()
+    torch.manual_seed(0)
+    values = [torch.randn(40, 30, dtype=torch.float64) for _ in layouts]
+    make, found = CASES[name].constructor, []
+    few = make(_laid_out(values, layouts), state=state)
+    for _ in range(3):
+        _same_gradients(few, layouts)
+        few.step()
+    full = make(_laid_out([whole(p) for p in few.param_groups[0]["params"]], layouts))
+    full.load_state_dict(copy.deepcopy(few.state_dict()))
+    full.param_groups[0]["state"] = None
+    for optimizer in (few, full):
+        torch.manual_seed(1)
+        _same_gradients(optimizer, layouts)
+        optimizer.step()
+        parameters = optimizer.param_groups[0]["params"]
+        found.append([p.to_local().detach() for p in parameters])
+        kinds = {optimizer.state[p][key].dtype for p in parameters for key in [_MOMENTS[name]]}
+        assert kinds == ({torch.float64} if optimizer is full else {_REDUCED[name, state]})
+    codes = [few.state[p][_MOMENTS[name]].full_tensor() for p in few.param_groups[0]["params"]]
+    return *found, codes
+
+
+_MOMENTS = {"muon": "momentum_buffer", "soap": "exp_avg_sq"}
+_REDUCED = {
+    ("muon", "8bit"): torch.int8,
+    ("soap", "8bit"): torch.uint8,
+    ("muon", "bfloat16"): torch.bfloat16,
+    ("soap", "bfloat16"): torch.bfloat16,
+}
+
+
+def _laid_out(values, layouts):
+    return [
+        nn.Parameter(distribute_tensor(v.clone(), mesh, placements))
+        for v, (mesh, placements) in zip(values, layouts, strict=True)
+    ]
+
+
+def _same_gradients(optimizer, layouts):
+    for p, (mesh, placements) in zip(optimizer.param_groups[0]["params"], layouts, strict=True):
+        p.grad = distribute_tensor(torch.randn(p.shape, dtype=p.dtype), mesh, placements)
+
+
+@pytest.mark.parametrize("state", ["8bit", "bfloat16"])
+@pytest.mark.parametrize("name", ["muon", "soap"])
+def test_whole_matrices_in_fewer_bits_whoever_has_which_part(ranks, name, state):
+    """Opened where they lie and then gathered; copies of a part are rounded alike."""
+    (few, full, codes), (_, _, others) = ranks(_whole_matrices_in_fewer_bits, name, state)
+    assert all(map(torch.equal, few, full))
+    assert all(map(torch.equal, codes, others))
+
+
 def test_bfloat16_rounded_at_random(ranks):
     (bias, spread, _), _ = ranks(_in_fewer_bits, {"stochastic_rounding": True, "state": "bfloat16"})
     # A unit in the last place is 2^-8 of numbers of size 1: rounding to nearest loses every step.
@@ -427,8 +482,10 @@ def _through_a_distributed_checkpoint(rank, name, more, folder):
         ("lamb", {}),
         ("prodigy", {}),
         ("muon", {}),
+        ("muon", {"state": "8bit"}),
         ("shampoo", {}),
         ("soap", {}),
+        ("soap", {"state": "bfloat16"}),
         ("adafactor", {}),
     ],
     ids=str,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.optim.cases import ROWS, TORCH_ROWS
+from tests.optim.cases import CASES, ROWS, TORCH_ROWS
 from tests.optim.digits import distance, network, train
 from thalweg import optim
 from thalweg.kernels import addresses
@@ -260,6 +260,30 @@ def test_tied_weights():
         assert model[2].weight is model[0].weight
         models.append(model)
     assert distance(*models) < 1e-12
+
+
+@pytest.mark.parametrize("state", [None, "8bit"])
+@pytest.mark.parametrize("name", ["muon", "shampoo", "soap", "adafactor"])
+def test_a_matrix_given_twice_takes_two_steps(name, state):
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(20, 30, dtype=torch.float64, generator=generator) for _ in range(2)]
+    twice, once = ([torch.nn.Parameter(v.clone()) for v in values] for _ in range(2))
+    make = CASES[name].constructor
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        both = make([*twice, twice[0]], state=state)
+    apart = [make([p], state=state) for p in once]
+    for _ in range(4):
+        for p, q in zip(twice, once, strict=True):
+            p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+            q.grad = p.grad.clone()
+        both.step()
+        for optimizer in (*apart, apart[0]):
+            optimizer.step()
+    assert [float(both.state[p]["step"]) for p in twice] == [8, 4]
+    for p, q, was in zip(twice, once, values, strict=True):
+        gap = float((p - q).detach().norm() / (q - was).detach().norm())
+        # What is rounded at random is another's where it is another's turn.
+        assert gap < (0.1 if state and CASES[name].rule.moments else 1e-12)
 
 
 def test_parameters_that_are_views_of_one_buffer():

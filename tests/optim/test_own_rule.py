@@ -10,9 +10,10 @@ import torch
 import thalweg
 from tests.kernels.executors import by_kernel, by_reference, by_tensors, gap, start
 from tests.optim.digits import distance, loss_of, network, train
+from thalweg.kernels import cpu
 from thalweg.optim import define, from_rule
 from thalweg.rules import HyperparameterError, Number, Rule
-from thalweg.rules.maths import sign
+from thalweg.rules.maths import absolute, sign
 
 
 def _sign_of_average_coefficients(hyper, step):
@@ -145,6 +146,43 @@ def test_five_lines_are_an_optimizer_that_trains_saves_resumes_and_is_studied(tm
     result = thalweg.study("wine", [FiveLines, "adam"], lr="1e-3:1e-1:3", seeds=2, epochs=5)
     assert set(result.summary["optimizer"]) == {"fivelines", "adam"}
     assert (result.summary["test_metric"] > 0.8).all()
+
+
+SOFTLY = 0.1
+
+
+def blend(old, new, keep):
+    return keep * old + (1 - keep) * new
+
+
+def bent(x):
+    return x / (absolute(x) + SOFTLY)
+
+
+@define(lr=1e-3, beta=0.9)
+def Helped(p, g, average, lr, beta):
+    average = blend(average, g, beta)
+    return p - lr * bent(average), average
+
+
+@define(lr=1e-3, beta=0.9)
+def WrittenOut(p, g, average, lr, beta):
+    average = beta * average + (1 - beta) * g
+    return p - lr * (average / (absolute(average) + 0.1)), average
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_rule_may_call_functions_of_its_module(dtype):
+    models = []
+    for made in (Helped, WrittenOut):
+        model = network(dtype)
+        optimizer = made(model.parameters(), lr=0.01)
+        train(model, optimizer, 10)
+        assert len(optimizer._plan.batches) == 1
+        assert not optimizer._plan.others
+        models.append(model)
+    assert distance(*models) == 0.0
+    assert cpu._fingerprint(Helped.rule.update) is not None  # kept on disk
 
 
 @pytest.mark.parametrize(

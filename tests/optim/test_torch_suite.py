@@ -666,14 +666,27 @@ def test_complex_parameters(name):
     assert_same(name, [real, torch.view_as_real(z)], parameters(theirs))
 
 
-@EXACT_NAMES
+@NAMES
 def test_a_parameter_given_twice(name):
     """It takes two steps at a time, as the warning at construction says it may not for long."""
     optimizers = []
     for cls in classes(name):
-        p = some_parameters()[0]
+        p, between = some_parameters()
         with pytest.warns(UserWarning, match="duplicate parameters"):
-            optimizers.append(cls([p, p]))
+            optimizers.append(cls([p, between, p]))
+        random_steps(optimizers[-1])
+    assert_same_state(name, *optimizers)
+
+
+@NAMES
+def test_parameters_that_share_memory(name):
+    """Each has a gradient and a state of its own, and they take their steps in turn."""
+    optimizers = []
+    for cls in classes(name):
+        memory, between = some_parameters()
+        rows = torch.cat([memory.detach(), memory.detach() + 1])
+        some = [rows[k : k + 2].requires_grad_() for k in range(3)]
+        optimizers.append(cls([*some[:2], between, some[2]]))
         random_steps(optimizers[-1])
     assert_same_state(name, *optimizers)
 

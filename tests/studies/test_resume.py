@@ -112,6 +112,72 @@ def test_another_specification_is_not_resumed(tmp_path):
         thalweg.study("wine", epochs=3, resume=True, **asked)
 
 
+OWN = """
+from dataclasses import dataclass
+from functools import cache
+
+import thalweg
+from thalweg.rules import Number, Rule, maths
+
+SCALES = {{"hidden": {scale}}}
+
+class Kind:
+    pass
+
+THING = Kind()
+
+@cache
+def halved(x):
+    return 0.5 * x if x in {{"a", "b", 1.0, 2.0}} else x
+
+def bent(x):
+    return {bent}
+
+def update(p, g, lr):
+    return (p - lr * bent(g),)
+
+def coefficients(hyper, step):
+    return (hyper["lr"] * SCALES["hidden"] * halved(1.0) if THING else 0.0,)
+
+RULE = Rule("own", (Number("lr", 0.1),), (), coefficients, update, lr_range=(0.1, 1.0){more})
+"""
+GOES_ON = """
+import sys, own, thalweg
+calls = []
+try:
+    thalweg.study("wine", [own.RULE, "sgd"], lr=[0.1], seeds=2, epochs=2, db=sys.argv[1],
+                  name="a", resume=True, progress=calls.append)
+except thalweg.StudyError as error:
+    print(error)
+else:
+    print(len(calls) > 0)
+"""
+
+
+def goes_on(folder, scale=1.0, bent="x", more=""):
+    """Whether a process of its own trains, or the error that it ends with."""
+    (folder / "own.py").write_text(OWN.format(scale=scale, bent=bent, more=more))
+    done = subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-c", GOES_ON, str(folder / "a.db")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_rule_of_ones_own_is_known_by_its_code(tmp_path):
+    assert goes_on(tmp_path) == "True"
+    assert goes_on(tmp_path, more=", paper='on which nothing depends'") == "False"
+    for change in ({"bent": "maths.sqrt(x)"}, {"scale": 2.0}, {"more": ", own_decay=True"}):
+        problem = goes_on(tmp_path, **change)
+        assert problem == (
+            "resume: the code of own is not that of the last study named 'a'; give another name"
+        )
+    assert goes_on(tmp_path) == "False"
+
+
 def test_time_out_is_an_outcome_and_is_taken_up_again(tmp_path):
     asked = {"optimizers": ["adam"], "lr": [0.01, 0.001], "seeds": 3, "epochs": 3}
     short = thalweg.study("digits", time_limit=1e-9, db=tmp_path / "a.db", **asked)

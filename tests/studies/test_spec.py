@@ -36,6 +36,7 @@ def test_hash_is_of_the_content_and_not_of_the_name():
         "fingerprint": "x",
         "lrs": (("sgd", (0.1,)),),
         "method": 99,
+        "own": (("sgd", "x"),),
     }
     hashes = {replace(spec, **{k: v}).hash for k, v in changes.items()}
     assert len(hashes | {spec.hash}) == len(changes) + 1

@@ -6,7 +6,6 @@ the cache and are shared out among threads. Storage stays where torch put it, an
 study is only one more segment with coefficients of its own.
 """
 
-import marshal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from thalweg.kernels.disk import c_function, keep
 from thalweg.kernels.memory import INNER, JIT, SUM, address, call, load, scratch, span, view
 from thalweg.kernels.storage import CHUNK, DECODE, ENCODE, NATIVE, NEXT_ARRAY, NEXT_SEGMENT
 from thalweg.rules import maths
+from thalweg.rules.code import instructions, leans_on
 from thalweg.rules.rule import HEAD, Rule
 
 __all__ = ["DTYPES", "Segments", "Storage", "measure", "run", "shift", "step_function"]
@@ -472,28 +472,35 @@ def _closer(storage: Storage) -> Callable[..., None]:
     return chain(stored)
 
 
+@cache
 def _in_dtype(function: F, kind: type[np.floating[Any]]) -> F:
-    """A function of rules, and those it closes over, for compiling, its constants in a dtype.
+    """A function of rules, and those it calls or closes over, for compiling, constants in a dtype.
 
     A bare number among float32s would make all of them float64.
     """
+
+    def converted(value: Any) -> Any:
+        if isinstance(value, float):
+            return kind(value)
+        return _in_dtype(value, kind) if _is_plain(value) else value
+
     code = function.__code__
     constants = tuple(kind(c) if type(c) in (int, float) else c for c in code.co_consts)
-    cells = []
-    for cell in function.__closure__ or ():
-        value = cell.cell_contents
-        if isinstance(value, FunctionType) and value.__module__ != maths.__name__:
-            value = _in_dtype(value, kind)
-        cells.append(CellType(kind(value) if isinstance(value, float) else value))
+    found = {name: converted(value) for name, value in leans_on(function).items()}
     made = FunctionType(
         code.replace(co_consts=constants),
-        function.__globals__,
+        function.__globals__ | found,
         function.__name__,
         function.__defaults__,
-        tuple(cells),
+        tuple(CellType(found[name]) for name in code.co_freevars),
     )
     compiled: F = register_jitable(**INNER)(made)
     return compiled
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a function of Python's that is not one of those that rules are made of."""
+    return isinstance(value, FunctionType) and value.__module__ != maths.__name__
 
 
 def _key(maths_of_rule: Callable[..., Any], *kind: Any) -> tuple[Any, ...] | None:
@@ -507,27 +514,26 @@ def _fingerprint(function: Callable[..., Any]) -> tuple[Any, ...] | None:
     code = getattr(function, "__code__", None)
     if code is None or any(isinstance(c, CodeType) for c in code.co_consts):
         return None
-    for name in code.co_names:
-        used = function.__globals__.get(name, maths)
-        if used is not maths and getattr(used, "__module__", None) != maths.__name__:
-            return None
     if function.__defaults__ or function.__kwdefaults__:
         return None
     # A compiled kernel imports the module again; one loaded by its path alone it would not find.
     if function.__module__ not in sys.modules:
         return None
     inside = []
-    for cell in function.__closure__ or ():
-        value = cell.cell_contents
-        known = getattr(value, "__module__", None) == maths.__name__
-        is_maths = isinstance(value, FunctionType) and not known
-        part = _fingerprint(value) if is_maths else getattr(value, "__name__", repr(value))
-        if part is None or not isinstance(value, FunctionType | int | float):
+    for name, value in leans_on(function).items():
+        part: Any = repr(value)
+        if _is_plain(value):
+            part = _fingerprint(value)
+        elif isinstance(value, FunctionType):
+            part = value.__name__
+        elif value is maths:
+            part = maths.__name__
+        elif not isinstance(value, int | float):
             return None
-        inside.append(part)
-    # Version 2 of the format is the last whose bytes do not depend on reference counts.
-    plain = code.replace(co_filename="", co_firstlineno=1)
-    return marshal.dumps(plain, 2), function.__module__, *inside
+        if part is None:
+            return None
+        inside.append((name, part))
+    return instructions(code), function.__module__, *inside
 
 
 @register_jitable(**INNER)

@@ -269,7 +269,7 @@ def _encode(
     place, turn = seeds
     for i, (stored, value) in enumerate(zip(target, values.items, strict=True)):
         own = place + (NEXT_SEGMENT * i + NEXT_ARRAY * array)
-        made, scale = encoded(kind, value.float(), own, turn)
+        made, scale = encoded(kind, value, own, turn)
         stored.copy_(made)
         if scale is not None:
             scales[i].copy_(scale)

@@ -286,7 +286,8 @@ def decoded(kind: str, stored: Tensor, scale: Tensor | None) -> Tensor:
     Args:
         kind: way of storing.
         stored: of any shape, of its dtype in `DTYPES`.
-        scale: float32 ``(scales(stored.numel()),)`` for the ways in `SCALED`.
+        scale: float32 ``(scales(stored.numel()),)`` for the ways in `SCALED`; with a dimension
+            before that, as `encoded` makes it, for a stack of tensors.
     """
     if kind not in SCALED:
         return stored.float()
@@ -299,24 +300,31 @@ def decoded(kind: str, stored: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def encoded(
-    kind: str, values: Tensor, place: int | Tensor = 0, turn: int | Tensor = 0
+    kind: str,
+    values: Tensor,
+    place: int | Tensor = 0,
+    turn: int | Tensor = 0,
+    stacked: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Float32 values as they are stored, and their scales where they have some.
+    """Values as they are stored, and their scales where they have some.
 
     Args:
         kind: way of storing.
-        values: float32 of any shape.
+        values: of any shape; what is rounded at random or scaled goes through float32.
         place: of `seeds`; what rounds at random rounds the same way for the same seeds.
         turn: of `seeds`. Both are numbers or int64 tensors without dimensions.
+        stacked: they are ``(count, *shape)``, tensors with scales of their own.
     """
+    if kind not in (RANDOM16, *SCALED):
+        return values.to(DTYPES.get(kind, values.dtype)), None
+    values = values.float()
     if kind == RANDOM16:
         noise = _noises(place, turn, values) >> 16
         rounded = (_as_bits(values) + noise) & 0xFFFF0000
         return torch.where(values.isnan(), values, _as_numbers(rounded)).to(torch.bfloat16), None
-    if kind not in SCALED:
-        return values.to(DTYPES.get(kind, values.dtype)), None
-    padded = torch.nn.functional.pad(values.flatten(), (0, -values.numel() % CHUNK))
-    largest = (_as_bits(padded) & 0x7FFFFFFF).view(-1, CHUNK).amax(1)
+    rows = values.flatten(1) if stacked else values.flatten()
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % CHUNK))
+    largest = (_as_bits(padded) & 0x7FFFFFFF).unflatten(-1, (-1, CHUNK)).amax(-1)
     power = (largest & _INFINITE).clamp(min=_LEAST)
     scale = _as_numbers(power.where(power <= _GREATEST, _NAN))
     inverse = _spread(_as_numbers((254 << 23) - power), values)
@@ -345,7 +353,8 @@ def _as_numbers(bits: Tensor) -> Tensor:
 
 def _spread(scale: Tensor, like: Tensor) -> Tensor:
     """To every element the scale of its chunk."""
-    return scale.repeat_interleave(CHUNK)[: like.numel()].view(like.shape)
+    each = like.numel() // scale.shape[:-1].numel()  # of a stack's tensors
+    return scale.repeat_interleave(CHUNK, -1)[..., :each].reshape(like.shape)
 
 
 def _noises(place: int | Tensor, turn: int | Tensor, like: Tensor) -> Tensor:

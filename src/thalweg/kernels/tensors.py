@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.kernels.storage import DTYPES, RANDOM16, SCALED, decoded, encoded
+from thalweg.kernels.storage import DTYPES, SCALED, decoded, encoded
 from thalweg.rules.maths import maximum, minimum
 from thalweg.rules.rule import HEAD, Rule, Sums
 
@@ -85,9 +85,9 @@ def step(
 
 def opened(kind: str, stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """A state as it is computed with, which is in float32 if the parameter's dtype is half."""
-    if kind in SCALED or stored.dtype != dtype:
-        return decoded(kind, stored, scale)
-    return stored
+    if kind not in SCALED and stored.dtype == dtype:
+        return stored
+    return decoded(kind, stored, scale).to(torch.float32 if dtype in HALF else dtype)
 
 
 @torch.no_grad()
@@ -95,10 +95,7 @@ def close(
     kind: str, stored: Tensor, scale: Tensor | None, value: Tensor, place: int, turn: int
 ) -> None:
     """Store a result in its way, in place."""
-    if kind not in (RANDOM16, *SCALED):
-        stored.copy_(value)
-        return
-    made, its_scale = encoded(kind, value.float(), place, turn)
+    made, its_scale = encoded(kind, value, place, turn)
     stored.copy_(made)
     if scale is not None and its_scale is not None:
         scale.copy_(its_scale)

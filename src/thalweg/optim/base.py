@@ -31,7 +31,7 @@ OPTIONS: dict[str, Choice | Flag] = {
             None,
             (None, "bfloat16", "8bit"),
             "how moments are kept: as the parameter is, in bfloat16, or in eight bits with a "
-            "scale for every 256; no effect on rules without moments",
+            "scale for every 256 where those are enough; no effect on rules without moments",
         ),
         Flag(
             "stochastic_rounding",
@@ -321,8 +321,8 @@ def define(**defaults: float) -> Callable[[Callable[..., Any]], type[RuleOptimiz
 
     The function is elementwise maths of a parameter, its gradient, the state (all further
     arguments that have no default here, zero at first), the hyperparameters, and, where there is
-    an argument of that name, the ``step`` from 1; with ``+ - * / **`` and the functions of
-    `thalweg.rules.maths`. It returns the new parameter and the new state.
+    an argument of that name, the ``step`` from 1; with ``+ - * / **``, the functions of
+    `thalweg.rules.maths`, and others made of these. It returns the new parameter and the new state.
 
     Args:
         defaults: of the hyperparameters, ``lr`` among them.

@@ -25,7 +25,15 @@ from torch import Tensor
 
 from thalweg.kernels import addresses, cpu, tensors
 from thalweg.kernels.objects import Entries
-from thalweg.kernels.storage import NEXT_ARRAY, RANDOM16, SCALED, encoded, scales, seeds
+from thalweg.kernels.storage import (
+    NEXT_ARRAY,
+    NEXT_SEGMENT,
+    RANDOM16,
+    SCALED,
+    encoded,
+    scales,
+    seeds,
+)
 from thalweg.optim.shards import (
     Meeting,
     Shards,
@@ -35,6 +43,7 @@ from thalweg.optim.shards import (
     part_of,
     put,
     whole,
+    with_part,
 )
 from thalweg.optim.state import scale_of
 from thalweg.rules.rule import Row, Rule
@@ -380,17 +389,23 @@ class Stack:
         for state in self.states:
             # In checkpoints from before torch 1.12 it is a number.
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32)
+        kinds = zip(rule.state, storage.states, strict=True)
+        self.named = *rule.state, *(scale_of(name) for name, kind in kinds if kind in SCALED)
         self._stack()
-        self.entries = Entries(self.states, ("step", *rule.state))
+        self.entries = Entries(self.states, ("step", *self.named))
         self.dtype, self.shape = self.parameters[0].dtype, self.parameters[0].shape
 
     def _stack(self) -> None:
         """Keep each state of all of them in one tensor, of which those of each are views."""
+        if len(self.states) == 1:
+            # Left where it is: a parameter given twice has its state in two parts.
+            self.kept = {name: self.states[0][name][None] for name in self.named}
+            return
         self.kept = {
-            name: torch.stack([state[name] for state in self.states]) for name in self.rule.state
+            name: torch.stack([state[name] for state in self.states]) for name in self.named
         }
         for i, state in enumerate(self.states):
-            for name in self.rule.state:
+            for name in self.named:
                 state[name] = self.kept[name][i]
 
     def locate(self) -> bool:
@@ -451,30 +466,40 @@ class Stack:
             gradients = [g for i in members if (g := self.parameters[i].grad) is not None]
             p, g = whole([self.parameters[i] for i in members]), whole(gradients)
             new = tensors.stepped(self.rule, p, g, self._open(members), row)
-            values = new[0]
-            if self.storage.parameter == RANDOM16:
-                values, _ = encoded(RANDOM16, values.float(), *seeds(count - 1, self.number))
+            place, turn = seeds(count - 1, self.number)
+            values, _ = encoded(self.storage.parameter, new[0], place, turn)
             put([self.parameters[i] for i in members], values)
-            self._close(members, new[1:])
+            kept = zip(self.storage.states, self.rule.state, new[1:], strict=True)
+            for k, (kind, name, value) in enumerate(kept, start=2):
+                self._close(members, kind, name, value, place + NEXT_ARRAY * k, turn)
             for i in members:
                 self.states[i]["step"] += 1
             if self.storage.clear:
                 torch._foreach_zero_([part_of(g) for g in gradients])
 
     def _open(self, members: list[int]) -> list[Tensor]:
-        """Each state of some of the stack, ``(members, *shape)``."""
-        if len(members) == len(self.parameters):
-            return list(self.kept.values())
-        # Not by an index of who they are, which would be sent to a device, and waited for.
-        return [torch.stack([self.states[i][name] for i in members]) for name in self.kept]
+        """Each state of some of the stack as it is computed with, ``(members, *shape)``."""
+        kept = self.kept
+        if len(members) < len(self.parameters):
+            # Not by an index of who they are, which would be sent to a device, and waited for.
+            kept = {n: torch.stack([self.states[i][n] for i in members]) for n in self.named}
+        return [
+            tensors.opened(kind, kept[name], kept.get(scale_of(name)), self.dtype)
+            for kind, name in zip(self.storage.states, self.rule.state, strict=True)
+        ]
 
-    def _close(self, members: list[int], new: Sequence[Tensor]) -> None:
-        """Write the states, ``(members, *shape)`` each."""
-        for (name, kept), value in zip(self.kept.items(), new, strict=True):
+    def _close(
+        self, members: list[int], kind: str, name: str, value: Tensor, place: int, turn: int
+    ) -> None:
+        """Store one state of some of the stack, ``(members, *shape)``, in its way."""
+        made, scale = encoded(kind, value, place, turn, stacked=True)
+        for key, stored in ((name, made), (scale_of(name), scale)):
+            if stored is None:
+                continue
             if len(members) == len(self.parameters):
-                kept.copy_(value)
+                self.kept[key].copy_(stored)
             else:
-                torch._foreach_copy_([self.states[i][name] for i in members], list(value.unbind(0)))
+                torch._foreach_copy_([self.states[i][key] for i in members], list(stored.unbind(0)))
 
     def shift(self, groups: Sequence[Group]) -> None:
         """Rules of whole tensors take the gradient where the parameters are."""
@@ -497,11 +522,27 @@ class Gathered(Stack):
         return np.array([[float(whole([g.double().square().sum()]))] for g in present])
 
     def _open(self, members: list[int]) -> list[Tensor]:
-        return [whole([self.states[i][name] for i in members]) for name in self.rule.state]
+        # Opened before they are gathered, for each process has scales of its own.
+        found: list[list[Tensor]] = [[] for _ in self.rule.state]
+        for i in members:
+            parts = _opened(self.rule, self.storage, self.parameters[i], self.states[i])
+            for some, name, part in zip(found, self.rule.state, parts, strict=True):
+                some.append(with_part(self.states[i][name], part))
+        return [whole(some) for some in found]
 
-    def _close(self, members: list[int], new: Sequence[Tensor]) -> None:
-        for name, value in zip(self.rule.state, new, strict=True):
-            put([self.states[i][name] for i in members], value)
+    def _close(
+        self, members: list[int], kind: str, name: str, value: Tensor, place: int, turn: int
+    ) -> None:
+        kept = [self.states[i][name] for i in members]
+        if kind not in (RANDOM16, *SCALED):
+            put(kept, value)
+            return
+        parts = [torch.empty_like(t, dtype=torch.float32) for t in kept]
+        put(parts, value)
+        for k, (i, stored, part) in enumerate(zip(members, kept, parts, strict=True)):
+            scale = _scale(self.parameters[i], self.states[i], name)
+            own = place + NEXT_SEGMENT * k
+            tensors.close(kind, part_of(stored), scale, part_of(part), own, turn)
 
 
 def _on(device: torch.device, factor: Any) -> Any:

@@ -59,10 +59,8 @@ class Entry:
         """Bytes of state for each float32 of a matrix of 1024 by 1024."""
         shape = (1024, 1024)
         rule = self.resolved(arguments, shape)
-        sizes = {"8bit": 1 + 4 / 256, "bfloat16": 2.0, None: 4.0}
-        reduced = sizes[arguments.get("state")]
         return sum(
-            (reduced if name in rule.moments else 4.0)
+            _bytes(rule, name, arguments.get("state"))
             * prod(rule.shapes[name](shape) if name in rule.shapes else shape)
             for name in rule.state
         ) / prod(shape)
@@ -70,6 +68,13 @@ class Entry:
     def needs_closure(self, arguments: Mapping[str, Any]) -> bool:
         """Whether ``step`` has to evaluate the gradient at a point of its own."""
         return self.resolved(arguments).point is not None
+
+
+def _bytes(rule: Rule, name: str, asked: str | None) -> float:
+    """Of each element of a state."""
+    if asked is None or name not in rule.moments:
+        return 4.0
+    return 2.0 if asked == "bfloat16" or rule.moments[name] is None else 1 + 4 / 256
 
 
 def key(name: object) -> str:

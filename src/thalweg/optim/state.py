@@ -42,8 +42,9 @@ def _kind(rule: Rule, name: str, group: Hyper) -> str:
     asked = group.get("state")
     if asked is None or name not in rule.moments:
         return ""
-    if asked == "8bit":
-        return "signed8" if rule.moments[name] else "unsigned8"
+    signed = rule.moments[name]
+    if asked == "8bit" and signed is not None:
+        return "signed8" if signed else "unsigned8"
     # To the nearest, an average that moves by less than half a unit would not move at all.
     return _AT_RANDOM
 

@@ -8,7 +8,7 @@ from thalweg.rules.hyper import betas, decay, eps, lr
 from thalweg.rules.maths import absolute, maximum, minimum, sqrt, where
 from thalweg.rules.rule import Flag, Hyper, Number, Row, Rule, Sums
 
-__all__ = ["ADAM", "ADAMAX", "ADAMW", "ADAN", "ADEMAMIX", "ADOPT", "NADAM", "RADAM"]
+__all__ = ["ADAM", "ADAMAX", "ADAMW", "ADAN", "ADEMAMIX", "ADOPT", "NADAM", "RADAM", "averages"]
 
 _MOMENTS = {"exp_avg": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
 
@@ -30,23 +30,22 @@ def _adam_coefficients(hyper: Hyper, step: int) -> Row:
     )
 
 
+def averages(
+    g: Any, m: Any, s: Any, beta1: Any, gain1: Any, beta2: Any, gain2: Any
+) -> tuple[Any, Any]:
+    """Those of the gradient and of its square, with this one."""
+    return beta1 * m + gain1 * g, beta2 * s + gain2 * g * g
+
+
+def _moved(p: Any, m: Any, s: Any, rate: Any, unbias2: Any, eps_root: Any, eps: Any) -> Any:
+    return p - rate * m / (sqrt(s * unbias2 + eps_root) + eps)
+
+
 def _adam(
-    p: Any,
-    g: Any,
-    m: Any,
-    s: Any,
-    beta1: Any,
-    gain1: Any,
-    beta2: Any,
-    gain2: Any,
-    rate: Any,
-    unbias2: Any,
-    eps_root: Any,
-    eps: Any,
+    p: Any, g: Any, m: Any, s: Any, beta1: Any, gain1: Any, beta2: Any, gain2: Any, *numbers: Any
 ) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
-    return p - rate * m / (sqrt(s * unbias2 + eps_root) + eps), m, s
+    m, s = averages(g, m, s, beta1, gain1, beta2, gain2)
+    return _moved(p, m, s, *numbers), m, s
 
 
 def _amsgrad(
@@ -59,15 +58,11 @@ def _amsgrad(
     gain1: Any,
     beta2: Any,
     gain2: Any,
-    rate: Any,
-    unbias2: Any,
-    eps_root: Any,
-    eps: Any,
+    *numbers: Any,
 ) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
+    m, s = averages(g, m, s, beta1, gain1, beta2, gain2)
     largest = maximum(largest, s)
-    return p - rate * m / (sqrt(largest * unbias2 + eps_root) + eps), m, s, largest
+    return _moved(p, m, largest, *numbers), m, s, largest
 
 
 _ADAM_HYPER = (
@@ -183,8 +178,7 @@ def _nadam(
     unbias2: Any,
     eps: Any,
 ) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
+    m, s = averages(g, m, s, beta1, gain1, beta2, gain2)
     return p - (rate_g * g + rate_m * m) / (sqrt(s * unbias2) + eps), m, s
 
 
@@ -250,8 +244,7 @@ def _radam(
     not_yet: Any,
     eps: Any,
 ) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
+    m, s = averages(g, m, s, beta1, gain1, beta2, gain2)
     return p - rate * m / (divides * (sqrt(s) + eps) + not_yet), m, s
 
 

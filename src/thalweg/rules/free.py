@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from thalweg.rules.adam import averages
 from thalweg.rules.hyper import betas, decay, eps, lr
 from thalweg.rules.maths import absolute, maximum, minimum, sqrt, where
 from thalweg.rules.rule import PARAMETER, Flag, Hyper, Number, Row, Rule, Sums
@@ -184,12 +185,12 @@ def _prodigy_coefficients(hyper: Hyper, step: int, d: Any, largest: Any, numerat
     gain = d / hyper["d0"] * (d if hyper["safeguard_warmup"] else rate)
     return (
         *_decays(hyper, rate),
+        _beta3(hyper),
+        gain,
         beta1,
         d * (1.0 - beta1),
         beta2,
         d * d * (1.0 - beta2),
-        _beta3(hyper),
-        gain,
         rate,
     )
 
@@ -203,13 +204,9 @@ def _prodigy_terms(
     a: Any,
     coupled: Any,
     shrink: Any,
-    beta1: Any,
-    gain1: Any,
-    beta2: Any,
-    gain2: Any,
     beta3: Any,
     gain3: Any,
-    rate: Any,
+    *others: Any,
 ) -> tuple[Any, ...]:
     g = g + coupled * p
     return g * (start - p), absolute(beta3 * a + gain3 * g)
@@ -240,18 +237,17 @@ def _prodigy(
     a: Any,
     coupled: Any,
     shrink: Any,
+    beta3: Any,
+    gain3: Any,
     beta1: Any,
     gain1: Any,
     beta2: Any,
     gain2: Any,
-    beta3: Any,
-    gain3: Any,
     rate: Any,
     eps: Any,
 ) -> tuple[Any, ...]:
     g = g + coupled * p
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
+    m, s = averages(g, m, s, beta1, gain1, beta2, gain2)
     return shrink * p - rate * m / (sqrt(s) + eps), m, s, start, beta3 * a + gain3 * g
 
 
@@ -319,13 +315,13 @@ def _dadapt_coefficients(hyper: Hyper, step: int, d: Any, numerator: Any) -> Row
     rate = d * hyper["lr"] * _unbiased(hyper, step)
     return (
         *_decays(hyper, rate),
+        beta2**0.5,
+        rate * (1.0 - beta2**0.5),
+        hyper["eps"],
         beta1,
         rate * (1.0 - beta1),
         beta2,
         1.0 - beta2,
-        beta2**0.5,
-        rate * (1.0 - beta2**0.5),
-        hyper["eps"],
     )
 
 
@@ -337,13 +333,10 @@ def _dadapt_terms(
     a: Any,
     coupled: Any,
     shrink: Any,
-    beta1: Any,
-    gain1: Any,
-    beta2: Any,
-    gain2: Any,
     beta3: Any,
     gain3: Any,
     eps: Any,
+    *others: Any,
 ) -> tuple[Any, ...]:
     g = g + coupled * p
     return g * a / (sqrt(s) + eps), absolute(beta3 * a + gain3 * g)
@@ -369,17 +362,13 @@ def _dadapt(
     a: Any,
     coupled: Any,
     shrink: Any,
-    beta1: Any,
-    gain1: Any,
-    beta2: Any,
-    gain2: Any,
     beta3: Any,
     gain3: Any,
     eps: Any,
+    *numbers: Any,
 ) -> tuple[Any, ...]:
     g = g + coupled * p
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
+    m, s = averages(g, m, s, *numbers)
     return shrink * p - m / (sqrt(s) + eps), m, s, beta3 * a + gain3 * g
 
 

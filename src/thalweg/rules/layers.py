@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from thalweg.rules.adam import averages
 from thalweg.rules.hyper import betas, decay, eps, lr, unit
 from thalweg.rules.maths import sqrt, where
 from thalweg.rules.rule import Flag, Hyper, Number, Row, Rule, Sums
@@ -15,7 +16,7 @@ def _lars_coefficients(hyper: Hyper, step: int) -> Row:
     return hyper["weight_decay"], mu, move_g, move_v
 
 
-def _squares(p: Any, g: Any, v: Any, decay: Any, mu: Any, move_g: Any, move_v: Any) -> Any:
+def _squares(p: Any, g: Any, *others: Any) -> tuple[Any, ...]:
     return p * p, g * g
 
 
@@ -66,6 +67,7 @@ def _lamb_coefficients(hyper: Hyper, step: int) -> Row:
     beta1, beta2 = hyper["betas"]
     corrects = hyper["bias_correction"]
     return (
+        hyper["lr"],
         beta1,
         1.0 - beta1,
         beta2,
@@ -74,8 +76,11 @@ def _lamb_coefficients(hyper: Hyper, step: int) -> Row:
         1.0 / (1.0 - beta2**step) if corrects else 1.0,
         hyper["eps"],
         hyper["weight_decay"],
-        hyper["lr"],
     )
+
+
+def _lamb_move(p: Any, m: Any, s: Any, unbias1: Any, unbias2: Any, eps: Any, decay: Any) -> Any:
+    return unbias1 * m / (sqrt(s * unbias2) + eps) + decay * p
 
 
 def _lamb_terms(
@@ -83,19 +88,15 @@ def _lamb_terms(
     g: Any,
     m: Any,
     s: Any,
+    lr: Any,
     beta1: Any,
     gain1: Any,
     beta2: Any,
     gain2: Any,
-    unbias1: Any,
-    unbias2: Any,
-    eps: Any,
-    decay: Any,
-    lr: Any,
+    *numbers: Any,
 ) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
-    u = unbias1 * m / (sqrt(s * unbias2) + eps) + decay * p
+    m, s = averages(g, m, s, beta1, gain1, beta2, gain2)
+    u = _lamb_move(p, m, s, *numbers)
     return p * p, u * u
 
 
@@ -110,6 +111,7 @@ def _lamb(
     g: Any,
     m: Any,
     s: Any,
+    lr: Any,
     beta1: Any,
     gain1: Any,
     beta2: Any,
@@ -118,13 +120,10 @@ def _lamb(
     unbias2: Any,
     eps: Any,
     decay: Any,
-    lr: Any,
     ratio: Any,
 ) -> tuple[Any, ...]:
-    m = beta1 * m + gain1 * g
-    s = beta2 * s + gain2 * g * g
-    u = unbias1 * m / (sqrt(s * unbias2) + eps) + decay * p
-    return p - lr * ratio * u, m, s
+    m, s = averages(g, m, s, beta1, gain1, beta2, gain2)
+    return p - lr * ratio * _lamb_move(p, m, s, unbias1, unbias2, eps, decay), m, s
 
 
 LAMB = Rule(

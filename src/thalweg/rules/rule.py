@@ -235,7 +235,7 @@ class Rule:
             from 1. In a CUDA graph step, scalars and rate are tensors: no ``if`` may ask for their
             value (`maths.where`), nor ``float``, ``min`` or ``max``.
         update: ``(p, g, *state, *coefficients, *extra) -> (p, *state)``, the elementwise maths,
-            with ``+ - * / **`` and the functions of `thalweg.rules.maths`.
+            with ``+ - * / **``, the functions of `thalweg.rules.maths`, and others made of these.
         initial: ``hyper -> value`` for a state that does not start at zero, or `PARAMETER`.
         point: ``(p, *state, *coefficients) -> p``, where the gradient is taken if not at ``p``.
         answer: ``(p, *state, hyper) -> p``, the weights to evaluate and keep where they are not
@@ -250,7 +250,8 @@ class Rule:
         advance: ``(hyper, step, sums, scalars) -> (extra, scalars)``: further coefficients and the
             scalars to keep, from the sums and the scalars of the step before.
         own_decay: the rule has its own place for ``weight_decay``.
-        moments: of the state, what may be kept in fewer bits, with whether it has a sign.
+        moments: of the state, what may be kept in fewer bits, with whether it has a sign; None
+            where eight bits are too few, and it is kept in bfloat16.
         whole: ``update`` takes whole tensors ``(count, *shape)`` by torch operations, ``count`` of
             them that do not know of each other, with coefficients that broadcast.
         shapes: for states of ``whole`` rules that are not of the parameter's shape, what they are.
@@ -280,7 +281,7 @@ class Rule:
     joint: bool = False
     advance: Callable[[Hyper, Any, Sums, Sums], tuple[Sums, Sums]] | None = None
     own_decay: bool = False
-    moments: Mapping[str, bool] = field(default_factory=dict)
+    moments: Mapping[str, bool | None] = field(default_factory=dict)
     whole: bool = False
     shapes: Mapping[str, Callable[[Shape], Shape]] = field(default_factory=dict)
     part: Callable[[Hyper, Shape], "Rule"] | None = None

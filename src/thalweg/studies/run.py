@@ -191,6 +191,12 @@ def _difference(planned: StudySpec, asked: StudySpec) -> str:
     """Which argument of a resumed study is not what it was."""
     for field in planned.__dataclass_fields__:
         was, now = getattr(planned, field), getattr(asked, field)
+        if field == "own" and was != now:
+            changed = [name for name, code in now if dict(was).get(name) != code]
+            return (
+                f"the code of {', '.join(changed)} is not that of the last study named "
+                f"{planned.name!r}; give another name"
+            )
         if field != "name" and was != now:
             return (
                 f"the last study named {planned.name!r} has {field} {was}, this one asks for "

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from thalweg.optim.base import RuleOptimizer
-from thalweg.optim.registry import MAIN, OPTIMIZERS, enter, key
+from thalweg.optim.registry import BUILT_IN, MAIN, OPTIMIZERS, enter, key
 from thalweg.replicas import Budget
 from thalweg.rules import Rule
+from thalweg.rules.code import digest
 from thalweg.tasks import Task
 
 __all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "plan", "specify"]
@@ -73,6 +74,7 @@ class StudySpec:
         target: validation metric that counts as trained, or None.
         patience: epochs without a better validation loss after which a run is stopped, or None.
         method: version of how runs are trained.
+        own: for each optimizer of one's own a hash of its rule's code.
     """
 
     name: str
@@ -86,6 +88,7 @@ class StudySpec:
     target: float | None
     patience: int | None
     method: int = METHOD
+    own: tuple[tuple[str, str], ...] = ()
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -106,6 +109,8 @@ class StudySpec:
     def hash(self) -> str:
         """16 hexadecimal digits that change with anything the numbers depend on."""
         content = {k: v for k, v in asdict(self).items() if k != "name"}
+        if not self.own:  # as it was before there were any
+            del content["own"]
         return _digest(content, 16)
 
     @property
@@ -119,6 +124,7 @@ class StudySpec:
         content = json.loads(text)
         content["lrs"] = tuple((name, tuple(rates)) for name, rates in content["lrs"])
         content["seeds"] = tuple(content["seeds"])
+        content["own"] = tuple((name, code) for name, code in content.get("own", ()))
         return cls(**content)
 
 
@@ -129,8 +135,14 @@ def _digest(content: Any, length: int) -> str:
 def plan(spec: StudySpec) -> list[Run]:
     """All runs of a study, seed by seed, so that neighbours see the same batches."""
     shared = (spec.fingerprint, spec.batch_size, spec.steps, spec.patience, spec.method)
+    own = {name: (code,) for name, code in spec.own}
     return [
-        Run(_digest([*shared, optimizer, lr, seed], 12), optimizer, lr, seed)
+        Run(
+            _digest([*shared, optimizer, *own.get(optimizer, ()), lr, seed], 12),
+            optimizer,
+            lr,
+            seed,
+        )
         for seed in spec.seeds
         for optimizer, rates in spec.lrs
         for lr in rates
@@ -188,6 +200,7 @@ def specify(
         steps_per_epoch=per_epoch,
         target=task.target if target is None else target,
         patience=None if patience is None else _whole("patience", patience),
+        own=tuple((n, digest(OPTIMIZERS[n].rule)) for n in names if n not in BUILT_IN),
     )
 
 
