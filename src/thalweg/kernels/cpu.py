@@ -308,7 +308,7 @@ def step_function(update: Callable[..., Any], states: int, coefficients: int, bo
 
 
 def _segment(
-    update: Callable[..., Any], kind: type[np.floating[Any]], bounded: bool, clear: bool
+    update: Callable[..., Any], kind: Callable[[float], Any], bounded: bool, clear: bool
 ) -> Callable[..., None]:
     """The loop over the elements of one segment."""
     update = _in_dtype(update, kind)
@@ -473,7 +473,7 @@ def _closer(storage: Storage) -> Callable[..., None]:
 
 
 @cache
-def _in_dtype(function: F, kind: type[np.floating[Any]]) -> F:
+def _in_dtype(function: F, kind: Callable[[float], Any]) -> F:
     """A function of rules, and those it calls or closes over, for compiling, constants in a dtype.
 
     A bare number among float32s would make all of them float64.
