@@ -247,9 +247,10 @@ def _step(
     bounded: bool,
 ) -> int:
     """Address of a C function that takes the step of a block."""
-    segment = _segment(update, dtype.type, bounded, storage.clear)
+    number: Callable[[float], Any] = dtype.type
+    segment = _segment(update, number, bounded, storage.clear)
     slots, length = (0,) * len(storage.states), HEAD + coefficients
-    number, size = dtype.type, dtype.itemsize
+    size = dtype.itemsize
 
     def block(line, first, n, row, other, which):
         table = span(line, np.int64, 3 + len(slots))
@@ -341,10 +342,11 @@ def _sum(
     bounded: bool,
 ) -> tuple[int, int]:
     """Address of a C function that sums terms over a block, and how many terms there are."""
-    asked = _in_dtype(terms, dtype.type)
+    number: Callable[[float], Any] = dtype.type
+    asked = _in_dtype(terms, number)
     gradient = _bounded if bounded else _free
     slots, length = (0,) * len(storage.states), HEAD + coefficients
-    number, size = dtype.type, dtype.itemsize
+    size = dtype.itemsize
 
     def add(totals, p, g, state, n, row):
         sign, bound, coupled, _ = row[:HEAD]
@@ -391,9 +393,10 @@ def _sum(
 @cache
 def _shift(point: Callable[..., Any], states: int, coefficients: int, dtype: np.dtype[Any]) -> int:
     """Address of a C function that moves a block to where its rule takes the gradient."""
-    moved = _in_dtype(point, dtype.type)
+    number: Callable[[float], Any] = dtype.type
+    moved = _in_dtype(point, number)
     slots, length = (0,) * states, HEAD + coefficients
-    number, size = dtype.type, dtype.itemsize
+    size = dtype.itemsize
 
     def block(line, first, n, row, other, which):
         table = span(line, np.int64, 3 + len(slots))
