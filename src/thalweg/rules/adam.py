@@ -376,8 +376,8 @@ ADAN = Rule(
     "deep models, TPAMI, arXiv:2208.06677, algorithm 1, with the authors' bias corrections",
     formula="m <- beta1 m + (1 - beta1) g;  d <- beta2 d + (1 - beta2) (g - g_before)\n"
     "s <- beta3 s + (1 - beta3) (g + beta2 (g - g_before))²\n"
-    "x <- (x - lr (m / (1 - beta1^t) + beta2 d / (1 - beta2^t)) / (sqrt(s / (1 - beta3^t)) + eps))\n"
-    "    / (1 + lr weight_decay)",
+    "x <- (x - lr (m / (1 - beta1^t) + beta2 d / (1 - beta2^t)) / (sqrt(s / (1 - beta3^t)) + eps))"
+    "\n    / (1 + lr weight_decay)",
     helps="Vision transformers and large batches, at rates 5 to 10 times those of AdamW.",
     fails="Memory: four numbers a parameter, twice as many as Adam.",
 )
