@@ -676,6 +676,14 @@ def dadapt_adam(
     ]
 
 
+def step_all(name, xs, gs, memories, t, **arguments):
+    """One step of all parameters; a memory each, of which those that sum over all use the first."""
+    if name in JOINT:
+        return JOINT[name](xs, gs, memories[0], t, **arguments)
+    each = zip(xs, gs, memories, strict=True)
+    return [NAMES[name](x, g, s, t, **arguments) for x, g, s in each]
+
+
 # Around another optimizer.
 
 

@@ -9,7 +9,7 @@ import torch
 
 from thalweg import optim
 
-from .papers import JOINT, NAMES
+from .papers import step_all
 from .test_papers import OPTAX, PEERS, TORCH
 
 STEPS = 40
@@ -33,13 +33,7 @@ def side_by_side(name, arguments, shapes=SHAPES, **ours):
         for p, g in zip(parameters, gs, strict=True):
             p.grad = g.clone()
         optimizer.step()
-        if name in JOINT:
-            xs = JOINT[name](xs, gs, memories[0], t, **arguments)
-        else:
-            xs = [
-                NAMES[name](x, g, s, t, **arguments)
-                for x, g, s in zip(xs, gs, memories, strict=True)
-            ]
+        xs = step_all(name, xs, gs, memories, t, **arguments)
         yield optimizer, xs, memories
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from .papers import JOINT, NAMES, lookahead, sam_gradient
+from .papers import NAMES, lookahead, sam_gradient, step_all
 
 STEPS = 40
 peer = pytest.importorskip
@@ -45,13 +45,7 @@ def follow(name, arguments, matrices=False, steps=STEPS):
     path, memories = [], [{} for _ in xs]
     for t in range(1, steps + 1):
         gs = [gradient(x, t) for x in xs]
-        if name in JOINT:
-            xs = JOINT[name](xs, gs, memories[0], t, **arguments)
-        else:
-            xs = [
-                NAMES[name](x, g, s, t, **arguments)
-                for x, g, s in zip(xs, gs, memories, strict=True)
-            ]
+        xs = step_all(name, xs, gs, memories, t, **arguments)
         path.append(xs)
     return path, memories
 
