@@ -13,46 +13,15 @@ from torch.autograd import profiler
 from torch.optim import optimizer as torchs
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from thalweg.rules.rule import Choice, Flag, Hyper, Number, Row, Rule
+from thalweg.optim.options import OPTIONS, TORCHS
+from thalweg.rules.rule import Hyper, Number, Row, Rule
 
 if TYPE_CHECKING:
     from thalweg.optim.plan import Plan
 
-__all__ = ["OPTIONS", "RuleOptimizer", "define", "from_rule", "meaning"]
+__all__ = ["RuleOptimizer", "define", "from_rule", "meaning"]
 
 Group = dict[str, Any]
-
-# How a step is carried out, for every rule.
-OPTIONS: dict[str, Choice | Flag] = {
-    option.name: option
-    for option in (
-        Choice(
-            "state",
-            None,
-            (None, "bfloat16", "8bit"),
-            "how moments are kept: as the parameter is, in bfloat16, or in eight bits with a "
-            "scale for every 256 where those are enough; no effect on rules without moments",
-        ),
-        Flag(
-            "stochastic_rounding",
-            meaning="round bfloat16 parameters up or down at random, so that steps below their "
-            "precision are not lost",
-        ),
-        Flag("clear_grad", meaning="set gradients to zero in the same pass"),
-        Flag(
-            "capturable",
-            meaning="count steps on the device, so that a CUDA graph can be captured; CUDA only",
-        ),
-    )
-}
-
-# What torch.optim's classes take besides.
-_TORCHS = {
-    "foreach": "on a GPU: by torch's multi-tensor operations, which need not compile and take "
-    "longer; no effect on the CPU",
-    "fused": "no effect: on every device there is one kernel",
-    "differentiable": "must be False",
-}
 
 
 class RuleOptimizer(Optimizer):
@@ -380,8 +349,8 @@ def _signature(rule: Rule, like: type[Optimizer] | None) -> Signature:
 
 def meaning(rule: Rule, argument: str) -> str:
     """What an argument of a rule's optimizer is, as a clause."""
-    if argument in _TORCHS:
-        return _TORCHS[argument]
+    if argument in TORCHS:
+        return TORCHS[argument]
     return ({**rule.every_hyper, **OPTIONS})[argument].meaning
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from thalweg.kernels import addresses
 from thalweg.kernels.cpu import Storage
 from thalweg.kernels.objects import Items, Values
-from thalweg.optim.base import OPTIONS
 from thalweg.optim.device import Together, goes_together, is_host
+from thalweg.optim.options import OPTIONS
 from thalweg.optim.parts import Batch, Gathered, Group, Loose, Member, Stack, Sums2d, fits, refuse
 from thalweg.optim.shards import Meeting, Meetings, check_layout, is_sharded, layout_of, part_of
 from thalweg.optim.state import storage

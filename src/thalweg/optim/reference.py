@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from thalweg.optim.base import OPTIONS, meaning
+from thalweg.optim.base import meaning
+from thalweg.optim.options import OPTIONS
 from thalweg.optim.registry import BUILT_IN, OPTIMIZERS, Entry
 
 __all__ = ["page", "part"]
