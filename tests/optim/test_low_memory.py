@@ -6,7 +6,6 @@ import gc
 import io
 import math
 import sysconfig
-import warnings
 from functools import cache
 from pathlib import Path
 
@@ -203,10 +202,9 @@ def test_a_step_of_whole_matrices_is_that_of_what_their_codes_stand_for(name, st
 
 
 def alive():
-    """Bytes of all tensors that there are."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some objects do not like to be asked what they are
-        kept = [t.untyped_storage() for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+    """Bytes of all plain tensors that there are."""
+    plain = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
+    kept = [t.untyped_storage() for t in plain if t.layout == torch.strided]
     return sum({s.data_ptr(): s.nbytes() for s in kept}.values())
 
 
