@@ -107,34 +107,6 @@ def test_an_edited_function_that_a_rule_calls_is_compiled_anew(tmp_path):
     assert run(path, cache) == (0.5, 0, 1)
 
 
-TRAINS = """
-import torch
-from thalweg import optim
-
-torch.manual_seed(0)
-for cls in (optim.Momentum, optim.LAMB):
-    p = torch.randn(300).requires_grad_()
-    optimizer = cls([p])
-    for _ in range(5):
-        p.grad = torch.randn(300)
-        optimizer.step()
-    print(p.tolist())
-"""
-
-
-def test_what_is_compiled_and_what_is_taken_from_disk_round_alike(tmp_path):
-    first, second = (
-        subprocess.run(
-            [sys.executable, "-c", TRAINS],
-            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for _ in range(2)
-    )
-    assert first == second
-
-
 def scaled(scale):
     return lambda p, g, lr: (p - scale * lr * g,)
 
