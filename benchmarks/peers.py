@@ -122,7 +122,8 @@ def _optax(row: Peers, parameters: Callable[[], list[torch.nn.Parameter]]) -> di
     made = parameters()
     x = [jax.numpy.asarray(p.detach().numpy()) for p in made]
     g = [jax.numpy.asarray(p.grad.numpy()) for p in made if p.grad is not None]
-    kept = {"x": x, "state": transformation.init(x)}
+    # A state may hold the parameters themselves, and what is given away must not be given twice.
+    kept = {"x": x, "state": jax.tree.map(jax.numpy.copy, transformation.init(x))}
 
     def update(x: Any, g: Any, state: Any) -> Any:
         moves, state = transformation.update(g, state, x)
