@@ -34,6 +34,8 @@ _FUNCTIONS = {
     "is_defined": ("torch_cpu", "aoti_torch_is_defined"),
     "is_contiguous": ("torch_cpu", "aoti_torch_is_contiguous"),
     "numel": ("torch_cpu", "aoti_torch_get_numel"),
+    "dim": ("torch_cpu", "aoti_torch_get_dim"),
+    "sizes": ("torch_cpu", "aoti_torch_get_sizes"),
     "dtype": ("torch_cpu", "aoti_torch_get_dtype"),
     "device": ("torch_cpu", "aoti_torch_get_device_type"),
     "layout": ("torch_cpu", "aoti_torch_get_layout"),
@@ -64,6 +66,8 @@ def _function(name: str, result: types.Type, *arguments: types.Type) -> types.Ex
 _is_defined = _function("is_defined", types.int32, types.intp, types.intp)
 _is_contiguous = _function("is_contiguous", types.int32, types.intp, types.intp)
 _numel = _function("numel", types.int32, types.intp, types.intp)
+_dim = _function("dim", types.int32, types.intp, types.intp)
+_sizes = _function("sizes", types.int32, types.intp, types.intp)
 _dtype = _function("dtype", types.int32, types.intp, types.intp)
 _device = _function("device", types.int32, types.intp, types.intp)
 _layout = _function("layout", types.int32, types.intp, types.intp)
@@ -101,6 +105,20 @@ def _address(tensor, numel, dtype, answer):
 
 
 @njit(**INNER)
+def _has_shape(tensor, shape, answer):
+    """Whether it has the shape at an address: the number of dimensions, then each."""
+    dimensions = load(shape, np.int64)
+    if _dim(tensor, answer) != 0 or load(answer, np.int64) != dimensions:
+        return False
+    if _sizes(tensor, answer) != 0:
+        return False
+    sizes, same = load(answer, np.int64), True
+    for k in range(dimensions):
+        same &= load(sizes + 8 * k, np.int64) == load(shape + 8 + 8 * k, np.int64)
+    return same
+
+
+@njit(**INNER)
 def _implementation(tensor):
     """Address of the TensorImpl that an at::Tensor points to; it is all that one holds."""
     return load(tensor, np.int64)
@@ -121,29 +139,31 @@ _CHANGED, _UNEVEN, _STRANGE = 1, 1 << 20, 1 << 40
 
 # All arrays are given by their addresses: to compile for arrays takes several times as long.
 # ``columns`` arrays of ``n`` tensors and of their lengths lie one after the other; a line of the
-# table has ``2 + columns`` places; ``scratch`` is eight bytes a parameter, for answers.
+# table has ``2 + columns`` places; a line of the shapes begins with how many dimensions there are;
+# ``scratch`` is eight bytes a parameter, for answers.
 
 
 @njit(**INNER)
 def _locate_one(
-    i, n, columns, tensors, owners, lengths, dtypes, scratch, table, width, present, counts, after
-):
+    i, n, columns, tensors, owners, lengths, dtypes, scratch, shapes, room, table, width, present,
+    counts, after,
+):  # fmt: skip
     p, length = load(tensors + 8 * i, np.int64), load(lengths + 8 * i, np.int64)
     dtype, answer, line = load(dtypes, np.int32), scratch + 8 * i, table + width * i
     implementation = _implementation(p)
     if implementation != load(owners + 8 * i, np.int64):
         return _STRANGE
-    found = 0
+    shape, found = shapes + room * i, 0
     data = _address(p, length, dtype, answer)
     store(line + 8, data)
-    if data == -1:
+    if data == -1 or not _has_shape(p, shape, answer):
         found = _STRANGE
     gradient = _gradient(implementation, answer)
     has = np.uint8(gradient != 0)
     if has:
         data = _address(gradient, length, dtype, answer)
         store(line + 16, data)
-        if data == -1:
+        if data == -1 or not _has_shape(gradient, shape, answer):
             found = _STRANGE
         _touch(p)
     for s in range(1, columns):
@@ -169,13 +189,14 @@ def _locate_one(
 
 # Named one by one: a tuple of them would be unpacked for every tensor.
 def _locate(
-    n, columns, tensors, owners, lengths, dtypes, scratch, table, width, present, counts, after
-):
+    n, columns, tensors, owners, lengths, dtypes, scratch, shapes, room, table, width, present,
+    counts, after,
+):  # fmt: skip
     found = 0
     for i in prange(n):
         found += _locate_one(
-            i, n, columns, tensors, owners, lengths, dtypes, scratch, table, width, present, counts,
-            after,
+            i, n, columns, tensors, owners, lengths, dtypes, scratch, shapes, room, table, width,
+            present, counts, after,
         )  # fmt: skip
     return found
 
@@ -259,6 +280,7 @@ class Located:
         self._tensors = (list(parameters), *(list(state) for state in states))
         self._lengths = np.array([[t.numel() for t in row] for row in self._tensors])
         self._dtypes = [row[0].dtype for row in self._tensors]
+        self._shapes = [p.shape for p in parameters]
         self._counts = counts
         self.present: NDArray[np.uint8] = np.zeros(len(parameters), dtype=np.uint8)
         self.upcoming = counts.copy()
@@ -267,8 +289,12 @@ class Located:
             owners = np.array([ctypes.c_int64.from_address(h).value for h in handles[0].tolist()])
             kinds = np.array([_SCALAR_TYPE[dtype] for dtype in self._dtypes], dtype=np.int32)
             scratch = np.zeros(len(parameters), dtype=np.int64)
-            self._arrays = handles, owners, self._lengths, kinds, scratch  # kept alive
-            self._given = len(parameters), len(handles), *(address(a) for a in self._arrays)
+            shapes = np.zeros((len(parameters), 1 + max(map(len, self._shapes))), dtype=np.int64)
+            for line, shape in zip(shapes, self._shapes, strict=True):
+                line[: 1 + len(shape)] = len(shape), *shape
+            self._arrays = handles, owners, self._lengths, kinds, scratch, shapes  # kept alive
+            where = [address(a) for a in self._arrays]
+            self._given = len(parameters), len(handles), *where, shapes.strides[0]
             self._counted = address(self.present), address(counts), address(self.upcoming)
             self._locate = _locate_few if len(parameters) < _MANY else _locate_many
 
@@ -281,7 +307,7 @@ class Located:
             table: int64 ``(parameters, 3 + states)``, as `thalweg.kernels.cpu.Segments` has it.
 
         Returns:
-            Whether all tensors can be taken (dense, contiguous, on the CPU, of the size and dtype
+            Whether all tensors can be taken (dense, contiguous, on the CPU, of the shape and dtype
             that they had; if not, the table is of no use); whether other parameters have a
             gradient than before; whether all have one and the same step count.
         """
@@ -300,7 +326,9 @@ class Located:
             like = max(0, column - 2)
             for i, t in enumerate(tensors):
                 if t is not None:
-                    if not _takes(t, self._lengths[like, i], self._dtypes[like]):
+                    if not _takes(t, self._lengths[like, i], self._dtypes[like]) or (
+                        column <= 2 and t.shape != self._shapes[i]
+                    ):
                         return False, True, False
                     table[i, column] = t.data_ptr()
         present = np.array([g is not None for g in gradients], dtype=np.uint8)

@@ -576,13 +576,18 @@ def _seeds(count: int, number: int, meeting: Meeting | None) -> tuple[int, int]:
 
 
 def refuse(p: Tensor, owner: str) -> None:
-    """Raise `TypeError` for a parameter or gradient that no part can take."""
+    """Raise `TypeError` or `ValueError` for a parameter or gradient that no part can take."""
     for what, t in (("parameter", p), ("gradient", p.grad)):
         if t is not None and (t.layout != torch.strided or not t.is_floating_point()):
             raise TypeError(
                 f"{owner}: the {what} is {t.dtype} with layout {t.layout}; "
                 "only dense tensors of real floating point are taken"
             )
+    if p.grad is not None and p.grad.shape != p.shape:
+        raise ValueError(
+            f"{owner}: the gradient has shape {tuple(p.grad.shape)} and the parameter "
+            f"{tuple(p.shape)}; clear the gradients when a parameter gets another shape"
+        )
     if is_sharded(p):
         if any(placement.is_partial() for placement in p.placements):
             raise TypeError(

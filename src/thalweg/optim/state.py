@@ -71,12 +71,24 @@ def start(state: State, rule: Rule, p: Tensor, group: Hyper) -> State:
     for name, value in zip(rule.state, rule.start(group), strict=True):
         if name in missing:
             _start_one(state, name, value, rule, p)
+        _check_shape(state[name], name, rule, p)
         if name in rule.moments:
             _recode(state, name, _kind(rule, name, group), p)
     for name, number in zip(rule.scalars, rule.start_scalars(group), strict=True):
         if state.get(name) is None:
             state[name] = torch.tensor(number, dtype=torch.float64)
     return state
+
+
+def _check_shape(kept: Tensor, name: str, rule: Rule, p: Tensor) -> None:
+    shape = tuple(p.shape)
+    wanted = rule.shapes[name](shape) if name in rule.shapes else shape
+    if tuple(kept.shape) != tuple(wanted):
+        raise ValueError(
+            f"{rule.name}: the state {name!r} has shape {tuple(kept.shape)}, and a parameter of "
+            f"shape {shape} needs {tuple(wanted)}; it is another model's, or the parameter was "
+            "replaced: begin with a new optimizer"
+        )
 
 
 def _start_one(state: State, name: str, value: float | None, rule: Rule, p: Tensor) -> None:
