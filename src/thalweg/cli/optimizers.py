@@ -18,13 +18,16 @@ def optimizers(
     if name is None:
         _table()
         return
+    from thalweg.optim.reference import AROUND, around, part
+
+    if key(name) in AROUND:
+        typer.echo("\n".join(around(key(name))).strip())
+        return
     if key(name) not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
+        known = ", ".join((*OPTIMIZERS, *AROUND))
         raise typer.BadParameter(
             f"there is no optimizer {name!r}; choose from {known}", param_hint="NAME"
         )
-    from thalweg.optim.reference import part
-
     typer.echo("\n".join(part(OPTIMIZERS[key(name)])).strip())
 
 
@@ -32,6 +35,7 @@ def _table() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from thalweg.optim.reference import AROUND
     from thalweg.optim.registry import OPTIMIZERS
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -54,5 +58,6 @@ def _table() -> None:
     Console().print(table)
     typer.echo(
         "Bytes of state for each float32 of a matrix of 1024 by 1024; with state=bfloat16, 8bit.\n"
+        f"Around any of them: {', '.join(AROUND)}.\n"
         "thalweg optimizers NAME prints the page of one."
     )

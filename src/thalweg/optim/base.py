@@ -4,7 +4,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import Parameter, Signature, cleandoc, signature
-from types import new_class
+from numbers import Real
+from types import FunctionType, new_class
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim import optimizer as torchs
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from thalweg.optim.options import OPTIONS, TORCHS
-from thalweg.rules.rule import Hyper, Number, Row, Rule
+from thalweg.rules.rule import HEAD, Hyper, Number, Row, Rule
 
 if TYPE_CHECKING:
     from thalweg.optim.plan import Plan
@@ -33,6 +34,7 @@ class RuleOptimizer(Optimizer):
 
     rule: ClassVar[Rule]
     torchs_arguments: ClassVar[frozenset[str]] = frozenset()
+    torchs: ClassVar[type[Optimizer] | None] = None  # whose checkpoints it takes
     for_torch: ClassVar[dict[str, Any]] = {}  # what a class of torch's has to find in a checkpoint
     _plan: "Plan | None" = None
 
@@ -43,6 +45,7 @@ class RuleOptimizer(Optimizer):
         if rule is not None:
             cls.rule = rule
             cls.torchs_arguments = frozenset(signature(like).parameters if like else ())
+            cls.torchs = like or cls.torchs
             cls.__signature__ = _signature(rule, like)  # type: ignore[attr-defined]
             cls.__doc__ = _documentation(cls, cls.__doc__ or "")
 
@@ -247,8 +250,18 @@ class RuleOptimizer(Optimizer):
         """Go on from a checkpoint, of this class or of its namesake in torch.optim.
 
         Raises:
-            ValueError: for one of other parameter groups.
+            ValueError: for one of other parameter groups, or of another optimizer.
         """
+        own = set(self.signature().parameters) | set(self.for_torch)
+        foreign = _arguments_of_all() - own
+        if self.torchs is not None:
+            foreign -= set(signature(self.torchs).parameters)
+        for group in state_dict["param_groups"]:
+            if found := sorted(foreign & set(group)):
+                raise ValueError(
+                    f"{type(self).__name__}: the checkpoint has {found[0]!r}, which this optimizer "
+                    "does not take: it is another optimizer's"
+                )
         super().load_state_dict(state_dict)
         from thalweg.optim.state import keep_types
 
@@ -272,7 +285,14 @@ def from_rule(rule: Rule, name: str | None = None) -> type[RuleOptimizer]:
     Args:
         rule: from `thalweg.rules`, or one's own.
         name: of the class; the rule's, made an identifier, by default.
+
+    Raises:
+        TypeError: for what is no rule, or one whose update cannot be computed.
     """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"from_rule takes a thalweg.rules.Rule, got {rule!r}")
+    if not (rule.whole or rule.advance or rule.variant or rule.part):
+        _check_update(rule)
     made = name or "".join(c if c.isalnum() else "_" for c in rule.name)
     home = sys._getframe(1).f_globals.get("__name__", __name__)
     return _class(rule, made, home)
@@ -284,51 +304,111 @@ def define(**defaults: float) -> Callable[[Callable[..., Any]], type[RuleOptimiz
     For example::
 
         @optim.define(lr=1e-3, beta=0.9)
-        def Signum(p, g, average, lr, beta):
+        def SignedAverage(p, g, average, lr, beta):
             average = beta * average + (1 - beta) * g
             return p - lr * sign(average), average
 
     The function is elementwise maths of a parameter, its gradient, the state (all further
     arguments that have no default here, zero at first), the hyperparameters, and, where there is
     an argument of that name, the ``step`` from 1; with ``+ - * / **``, the functions of
-    `thalweg.rules.maths`, and others made of these. It returns the new parameter and the new state.
+    `thalweg.rules.maths` (`where` in place of ``if``), and others made of these. It returns the
+    new parameter and the new state. Numbers of its module are taken as they are at the first step.
+    A ``weight_decay`` among its hyperparameters is its own; without one it has that of all
+    optimizers. ``state=`` has no effect on it: which state is a moment a `Rule` says.
 
     Args:
         defaults: of the hyperparameters, ``lr`` among them.
 
     Raises:
-        TypeError: for arguments that do not fit; the message names them.
+        TypeError: for a function or defaults that make no rule; the message says why.
     """
+    for name, default in defaults.items():
+        if isinstance(default, bool) or not isinstance(default, Real):
+            raise TypeError(f"define: {name} must be a number, got {default!r}")
+        if name in _TAKEN:
+            raise TypeError(f"define: every optimizer has {name!r} already; rename yours")
+    if "lr" not in defaults:
+        raise TypeError("define: give the learning rate a default, define(lr=1e-3)")
 
     def made(update: Callable[..., Any]) -> type[RuleOptimizer]:
+        if not isinstance(update, FunctionType):
+            raise TypeError(f"define: it takes a function, got {update!r}")
         name = update.__name__
         asked = list(signature(update).parameters)
         state = [n for n in asked[2:] if n not in defaults and n != "step"]
         numbers = [n for n in asked[2:] if n in defaults or n == "step"]
-        if asked[2:] != state + numbers:
+        if asked[2:] != state + numbers or {*asked[:2]} & {*defaults, "step"}:
             raise TypeError(f"{name}: its arguments must be p, g, state, then hyperparameters")
-        missing = sorted({"lr", *defaults} - set(asked))
+        missing = sorted({*defaults} - set(asked))
         if missing:
             raise TypeError(f"{name}: it does not take {missing[0]!r}, which it must")
+        kept = sorted({*state} & {"ema", "trained", *defaults, *_TAKEN})
+        if kept:
+            raise TypeError(f"{name}: a state cannot be named {kept[0]!r}; rename it")
 
         def coefficients(hyper: Hyper, step: int) -> Row:
             return tuple(step if n == "step" else hyper[n] for n in numbers)
 
         own = tuple(
-            Number(n, default, low=0.0 if n == "lr" else float("-inf"), meaning="its own")
+            Number(n, default, low=0.0 if n == "lr" else float("-inf"), meaning=_MEANINGS.get(n, n))
             for n, default in defaults.items()
         )
-        rule = Rule(name, own, tuple(state), coefficients, update)
-        return _class(rule, name, update.__module__)
+        decays = "weight_decay" in defaults
+        rule = Rule(name, own, tuple(state), coefficients, update, own_decay=decays)
+        _check_update(rule)
+        return _class(rule, name, update.__module__, update.__doc__)
 
     return made
 
 
-def _class(rule: Rule, name: str, module: str) -> type[RuleOptimizer]:
+# Names that mean something in every optimizer; all but ``weight_decay``, which a rule may own.
+_TAKEN = {*Rule("", (), (), lambda h, t: (), lambda p, g: (p,)).every_hyper, *OPTIONS, "params"} - {
+    "weight_decay"
+}
+_MEANINGS = {"lr": "learning rate; a tensor of one element too", "weight_decay": "of the weights"}
+
+
+def _check_update(rule: Rule) -> None:
+    """Raise `TypeError` unless a rule's update does with arrays what an update has to."""
+    import numpy as np
+
+    hyper = rule.defaults
+    scalars = rule.start_scalars(hyper)
+    try:
+        row = rule.row(hyper, 1, scalars)
+        arrays = [np.full(2, 0.5) for _ in range(2 + len(rule.state))]
+        with np.errstate(all="ignore"):
+            new = rule.update(*arrays, *row[HEAD:])
+    except Exception as error:
+        raise TypeError(
+            f"{rule.name}: its function cannot be computed ({type(error).__name__}: {error}); it "
+            "may use + - * / **, the functions of thalweg.rules.maths (where(condition, a, b) in "
+            "place of if), and others made of these"
+        ) from error
+    if not isinstance(new, tuple) or len(new) != 1 + len(rule.state):
+        wanted = ", ".join(("p", *rule.state))
+        comma = "," if not rule.state else ""
+        what = f"{len(new)} values" if isinstance(new, tuple) else f"a {type(new).__name__}"
+        raise TypeError(f"{rule.name}: it must return ({wanted}{comma}), and returns {what}")
+    for name, value in zip(("p", *rule.state), new, strict=True):
+        if not isinstance(value, np.ndarray | Real) or np.asarray(value).shape not in ((), (2,)):
+            raise TypeError(f"{rule.name}: the new {name} is no number an element: {value!r}")
+
+
+def _class(rule: Rule, name: str, module: str, text: str | None = None) -> type[RuleOptimizer]:
+    body = {"__module__": module, "__doc__": text}
     found: type[RuleOptimizer] = new_class(
-        name, (RuleOptimizer,), {"rule": rule}, lambda body: body.update({"__module__": module})
+        name, (RuleOptimizer,), {"rule": rule}, lambda found: found.update(body)
     )
     return found
+
+
+def _arguments_of_all() -> set[str]:
+    """What some optimizer takes."""
+    classes = [RuleOptimizer]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return {name for cls in classes[1:] for name in cls.signature().parameters}
 
 
 def _signature(rule: Rule, like: type[Optimizer] | None) -> Signature:

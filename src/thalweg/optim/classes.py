@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+from torch.optim.optimizer import Optimizer
 
 from thalweg import rules
 from thalweg.optim.base import RuleOptimizer
@@ -48,10 +49,13 @@ class SGD(RuleOptimizer, rule=rules.SGD, like=torch.optim.SGD):
 class Momentum(RuleOptimizer, rule=rules.MOMENTUM):
     """Gradient descent with momentum, in each of its three forms."""
 
+    torchs: ClassVar[type[Optimizer] | None] = torch.optim.SGD
+
 
 class NAG(RuleOptimizer, rule=rules.NAG):
     """Nesterov's accelerated gradient, in both of its forms."""
 
+    torchs: ClassVar[type[Optimizer] | None] = torch.optim.SGD
     for_torch: ClassVar[dict[str, Any]] = {"nesterov": True}
 
 

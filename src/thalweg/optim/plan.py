@@ -56,6 +56,8 @@ class Plan:
         self.others: list[Together | Loose | Stack] = []
         self.meetings = Meetings()
         for index, group in enumerate(groups):
+            for name, option in OPTIONS.items():
+                option.check(f"{type(optimizer).__name__}, parameter group {index}", group[name])
             for place, p in enumerate(group["params"]):
                 owner = f"{type(optimizer).__name__}, parameter group {index}, parameter {place}"
                 refuse(p, owner)

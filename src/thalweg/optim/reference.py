@@ -1,12 +1,19 @@
 """The optimizers' reference page, from their rules: ``python -m thalweg.optim.reference``."""
 
 from collections.abc import Iterator
+from inspect import cleandoc
+
+from torch.optim import LBFGS
 
 from thalweg.optim.base import meaning
 from thalweg.optim.options import OPTIONS
-from thalweg.optim.registry import BUILT_IN, OPTIMIZERS, Entry
+from thalweg.optim.registry import BUILT_IN, OPTIMIZERS, Entry, key
+from thalweg.optim.wrappers import GD, SAM, Accumulate, Lookahead
 
-__all__ = ["page", "part"]
+__all__ = ["AROUND", "around", "page", "part"]
+
+# Those that have no rule of their own.
+AROUND = {key(cls.__name__): cls for cls in (SAM, Lookahead, Accumulate, GD, LBFGS)}
 
 _INTRODUCTION = """\
 # Optimizers
@@ -39,7 +46,10 @@ def page() -> str:
     """The whole page, in Markdown."""
     common = [_line(OPTIMIZERS["sgd"], name, "") for name in _shared()]
     parts = [line for row in _rows() for line in part(row)]
-    return "\n".join([_INTRODUCTION, _COMMON + "\n".join(common), "", *_overview(), *parts])
+    others = [line for name in AROUND for line in around(name)]
+    return "\n".join(
+        [_INTRODUCTION, _COMMON + "\n".join(common), "", *_overview(), *parts, *others]
+    )
 
 
 def _rows() -> list[Entry]:
@@ -70,7 +80,9 @@ def _overview() -> Iterator[str]:
             f"| [{name}](#{name.lower()}) | `{row.name}` | {row.bytes_a_parameter({}):.3g} "
             f"| {low:g} to {high:g} |"
         )
-    yield "\nBytes are those of float32 parameters, for a matrix of 1024 by 1024.\n"
+    yield "\nBytes are those of float32 parameters, for a matrix of 1024 by 1024."
+    links = ", ".join(f"[{cls.__name__}](#{name})" for name, cls in AROUND.items())
+    yield f"Around any of them, or over the whole training set: {links}.\n"
 
 
 def part(row: Entry) -> Iterator[str]:
@@ -89,8 +101,23 @@ def part(row: Entry) -> Iterator[str]:
     for name in list(row.constructor.signature().parameters)[1:]:
         if name not in shared or name in {h.name for h in rule.hyper} or name in theirs:
             yield _line(row, name, "" if not theirs or name in theirs else " *")
+    if len(theirs & shared) < len(shared):
+        rest = [name for name in _shared() if name not in theirs]
+        yield f"\nAnd, as all of them: {', '.join(f'`{name}`' for name in rest)}."
     yield ""
     yield from _state(row)
+
+
+def around(name: str) -> Iterator[str]:
+    """Lines of the page of one that has no rule of its own, in Markdown."""
+    cls = AROUND[name]
+    yield f"## {cls.__name__}\n"
+    if cls is LBFGS:
+        yield "torch's own, `torch.optim.LBFGS`, for a closure over the whole training set.\n"
+        return
+    first, _, rest = cleandoc(cls.__doc__ or "").partition("\n")
+    yield f"{first}\n"
+    yield f"```text\n{rest.strip()}\n```\n"
 
 
 def _line(row: Entry, name: str, star: str) -> str:

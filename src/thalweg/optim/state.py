@@ -33,7 +33,9 @@ def storage(rule: Rule, dtype: torch.dtype, group: Hyper) -> "Storage":
     parameter = _NAMES.get(dtype, "")
     if group["stochastic_rounding"] and dtype == torch.bfloat16:
         parameter = _AT_RANDOM
-    states = tuple(_kind(rule, name, group) or parameter for name in rule.state)
+    states = tuple(
+        "" if name in rule.exact else _kind(rule, name, group) or parameter for name in rule.state
+    )
     return Storage(parameter, states, group["clear_grad"])
 
 
@@ -91,11 +93,16 @@ def _check_shape(kept: Tensor, name: str, rule: Rule, p: Tensor) -> None:
         )
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in _NAMES else dtype
+
+
 def _start_one(state: State, name: str, value: float | None, rule: Rule, p: Tensor) -> None:
     if value is None:
         state[name] = p.detach().clone(memory_format=torch.preserve_format)
     elif name in rule.shapes:
-        state[name] = p.new_full(rule.shapes[name](tuple(p.shape)), value)
+        dtype = _wide(p.dtype) if name in rule.exact else p.dtype
+        state[name] = p.new_full(rule.shapes[name](tuple(p.shape)), value, dtype=dtype)
     else:
         state[name] = torch.full_like(p, value, memory_format=torch.preserve_format)
 
@@ -138,6 +145,9 @@ def keep_types(optimizer: "RuleOptimizer", state_dict: dict[str, Any]) -> None:
                 _check_scale(name, saved, p)
                 for kept in (name, scale_of(name)):
                     state[kept] = saved[kept].detach().to(p.device, copy=True)
+        for name in rule.exact:
+            if isinstance(saved.get(name), Tensor):
+                state[name] = saved[name].detach().to(p.device, _wide(p.dtype), copy=True)
         for name in rule.scalars:
             if isinstance(saved.get(name), Tensor):
                 state[name] = saved[name].detach().to(torch.float64, copy=True).cpu()

@@ -313,7 +313,7 @@ class Accumulate(Wrapper):
             optimizer.step(samples=len(x))
         optimizer.flush()
 
-    leads where batches eight times as large lead, within rounding: ``samples`` weighs batches of
+    (``zero_grad`` at every batch: gradients that are left are counted again) leads where batches eight times as large lead, within rounding: ``samples`` weighs batches of
     unequal size (samples, or tokens: what the loss is the mean over), and `flush` takes the step of
     a window that the end of the epoch cut short. The sum is kept apart from ``p.grad`` (in float32
     for half precision), which after a step holds the mean.

@@ -135,7 +135,8 @@ ADAMW = replace(
     variant=_adamw_variant,
     paper="Loshchilov and Hutter (2019), Decoupled weight decay regularization, ICLR, "
     "arXiv:1711.05101, algorithm 2",
-    formula="x <- (1 - lr weight_decay) x, then as Adam",
+    formula="m <- beta1 m + (1 - beta1) g;  s <- beta2 s + (1 - beta2) g²\n"
+    "x <- (1 - lr weight_decay) x - lr m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t)) + eps)",
     helps="Transformers, and wherever weights have to be kept small: the decay does not depend on "
     "the size of the gradients.",
     fails="Where lr decays to 0 so does the decay (decay_by_lr).",

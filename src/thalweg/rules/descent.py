@@ -159,7 +159,9 @@ SGD = Rule(
     settles=lambda hyper: 1,
     conflict=_sgd_conflict,
     paper="Robbins and Monro (1951), A stochastic approximation method, Ann. Math. Stat. 22",
-    formula="x <- x - lr g",
+    formula="x <- x - lr g\n"
+    "momentum: v <- mu v + (1 - dampening) g, first v = g;  x <- x - lr v\n"
+    "nesterov: the same v;  x <- x - lr (g + mu v)",
     helps="Large, noisy data, where its noise helps to generalise; no memory at all.",
     fails="Narrow valleys and plateaus; one rate for all directions, at most 2 / L.",
     lr_range=(1e-3, 1e1),
@@ -213,7 +215,7 @@ ASGD = Rule(
     paper="Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, "
     "SIAM J. Control Optim. 30; rates of Bottou's sgd, as torch.optim.ASGD has them",
     formula="x <- (1 - lambd eta_t) x - eta_t g;  eta_t = lr / (1 + lambd lr (t - 1))^alpha\n"
-    "a <- a + (x - a) / max(1, t - t0)",
+    "a <- a + (x - a) / max(1, t - 1 - t0)",
     helps="Convex problems: the average a is optimal where x still jumps about. `optimizer.eval()` "
     "puts a in place of x.",
     fails="Deep networks before they have settled, when the average drags behind; with the default "

@@ -237,13 +237,14 @@ _MUON_REST: Rule = replace(
 def _on_side(matrix: Tensor, g: Tensor, side: int) -> Tensor:
     """Each tensor multiplied from one side by its matrix, ``(count, *shape)``."""
     moved = g.movedim(side + 1, 1)
-    rows = matrix @ moved.reshape(len(g), moved.shape[1], -1)
+    rows = matrix @ moved.reshape(len(g), moved.shape[1], prod(moved.shape[2:]))
     return rows.reshape(moved.shape).movedim(1, side + 1)
 
 
 def _gram(g: Tensor, side: int) -> Tensor:
     """Sum of outer products along one side, ``(count, d, d)``."""
-    rows = g.movedim(side + 1, 1).reshape(len(g), g.shape[side + 1], -1)
+    moved = g.movedim(side + 1, 1)
+    rows = moved.reshape(len(g), moved.shape[1], prod(moved.shape[2:]))
     return rows @ rows.mT
 
 
@@ -262,10 +263,22 @@ def _for_matrix(coefficient: Any) -> Any:
     return coefficient.reshape(-1, 1, 1) if isinstance(coefficient, Tensor) else coefficient
 
 
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors; NaN where the matrix is not finite."""
+    finite = matrix.isfinite().flatten(1).all(1)[:, None, None]
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    values, vectors = torch.linalg.eigh(torch.where(finite, matrix, identity))
+    return values, torch.where(finite, vectors, torch.nan)
+
+
 def _root(matrix: Tensor, power: float) -> Tensor:
     """Power of positive definite matrices, by their eigenvalues."""
-    values, vectors = torch.linalg.eigh(matrix)
-    powers = values.clamp(min=torch.finfo(values.dtype).tiny)[:, None] ** power
+    values, vectors = _eigen(matrix)
+    # Below what rounding leaves of the largest, an eigenvalue may as well be negative.
+    least = values[:, -1:].clamp(min=torch.finfo(values.dtype).tiny) * (
+        matrix.shape[-1] * torch.finfo(values.dtype).eps
+    )
+    powers = values.maximum(least)[:, None] ** power
     root: Tensor = (vectors * powers) @ vectors.mT
     return root
 
@@ -303,6 +316,7 @@ def _shampoo(sides: tuple[int, ...]) -> Rule:
     return replace(
         SHAMPOO,
         state=("momentum_buffer", *names),
+        exact=tuple(names),
         update=update,
         shapes=dict(zip(names, [_square(side) for side in sides] * 2, strict=True)),
         part=None,
@@ -379,8 +393,7 @@ def _rotate(g: Tensor, bases: Any, sides: tuple[int, ...], back: bool = False) -
 def _eigenbasis(gram: Tensor) -> Tensor:
     """Eigenvectors, those of the largest eigenvalues first."""
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    vectors: Tensor = torch.linalg.eigh(gram + 1e-30 * identity).eigenvectors
-    return vectors.flip(2)
+    return _eigen(gram + 1e-30 * identity)[1].flip(2)
 
 
 @cache
@@ -418,6 +431,7 @@ def _soap(sides: tuple[int, ...]) -> Rule:
     return replace(
         SOAP,
         state=("exp_avg", "exp_avg_sq", *names),
+        exact=tuple(names),
         update=update,
         shapes=dict(zip(names, [_square(side) for side in sides] * 2, strict=True)),
         part=None,

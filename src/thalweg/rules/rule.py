@@ -205,9 +205,12 @@ def _plain(x: Any) -> Any:
 def _in_floats(hyper: Hyper) -> Hyper:
     """The same with floats for tensors of one element, in whose dtype sums would go on."""
     betas = hyper.get("betas", ())
+    if not isinstance(betas, tuple | list):
+        betas = ()  # a number, of a rule of one's own
     if type(hyper["lr"]) in (float, int) and all(type(beta) in (float, int) for beta in betas):
         return hyper
-    return {**hyper, "lr": float(hyper["lr"]), "betas": tuple(map(float, betas))}
+    floats: dict[str, Any] = {"betas": tuple(map(float, betas))} if betas else {}
+    return {**hyper, "lr": float(hyper["lr"]), **floats}
 
 
 def _never(hyper: Hyper) -> float:
@@ -254,6 +257,7 @@ class Rule:
             where eight bits are too few, and it is kept in bfloat16.
         whole: ``update`` takes whole tensors ``(count, *shape)`` by torch operations, ``count`` of
             them that do not know of each other, with coefficients that broadcast.
+        exact: states kept in float32 where parameters have fewer bits.
         shapes: for states of ``whole`` rules that are not of the parameter's shape, what they are.
         part: ``(hyper, shape) -> Rule``, the one that parameters of a shape follow, where not all
             follow the same.
@@ -283,6 +287,7 @@ class Rule:
     own_decay: bool = False
     moments: Mapping[str, bool | None] = field(default_factory=dict)
     whole: bool = False
+    exact: tuple[str, ...] = ()
     shapes: Mapping[str, Callable[[Shape], Shape]] = field(default_factory=dict)
     part: Callable[[Hyper, Shape], "Rule"] | None = None
     reads: Callable[[Hyper], Hyper] = _itself
@@ -292,6 +297,12 @@ class Rule:
     helps: str = ""
     fails: str = ""
     lr_range: tuple[float, float] = (1e-5, 1e-1)
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for two states of one name."""
+        twice = sorted({name for name in self.state if self.state.count(name) > 1})
+        if twice:
+            raise ValueError(f"{self.name}: there are two states {twice[0]!r}; rename one")
 
     def __hash__(self) -> int:
         """By identity of the maths, so that rules can key caches."""
