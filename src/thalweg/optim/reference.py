@@ -23,12 +23,14 @@ _INTRODUCTION = """\
 The classes of `thalweg.optim` are `torch.optim.Optimizer`s. Those that torch.optim has too take
 its arguments, in its order and with its defaults, lead to the same weights, and load its
 checkpoints, as it loads theirs; arguments marked * are choices that torch.optim does not have. The
-others take the arguments of their authors' code.
+others take the arguments of their authors' code, and ADOPT `clip` for its `clip_lambda`. A value
+outside the ranges given here is an error, also where torch takes it (a momentum of 1, 0 for False).
 
 One kernel takes the step of all dense, contiguous parameters on the CPU in one call, in float32 or
 float64, and bfloat16 and float16 computed in float32; any other dense tensor (transposed views,
 other devices) and rules of whole matrices take theirs by torch operations. A sparse or complex
-parameter or gradient is an error that names it.
+parameter or gradient is an error that names it. States of bfloat16 and float16 parameters are kept
+as these are, as torch keeps them, and squares below float16's range are zero there.
 
 Symbols: x parameter, g gradient, t step from 1, `lr` learning rate, mu momentum; products and roots
 elementwise, ‖ ‖ the Euclidean norm.
@@ -47,9 +49,8 @@ def page() -> str:
     common = [_line(OPTIMIZERS["sgd"], name, "") for name in _shared()]
     parts = [line for row in _rows() for line in part(row)]
     others = [line for name in AROUND for line in around(name)]
-    return "\n".join(
-        [_INTRODUCTION, _COMMON + "\n".join(common), "", *_overview(), *parts, *others]
-    )
+    shared = [_COMMON + "\n".join(common), ""]
+    return "\n".join([_INTRODUCTION, *shared, *_overview(), *parts, *others])
 
 
 def _rows() -> list[Entry]:
@@ -101,9 +102,9 @@ def part(row: Entry) -> Iterator[str]:
     for name in list(row.constructor.signature().parameters)[1:]:
         if name not in shared or name in {h.name for h in rule.hyper} or name in theirs:
             yield _line(row, name, "" if not theirs or name in theirs else " *")
-    if len(theirs & shared) < len(shared):
-        rest = [name for name in _shared() if name not in theirs]
-        yield f"\nAnd, as all of them: {', '.join(f'`{name}`' for name in rest)}."
+    said = theirs | {h.name for h in rule.hyper}
+    rest = [f"`{name}`" for name in _shared() if name not in said]
+    yield f"\nAnd, as all of them: {', '.join(rest)}."
     yield ""
     yield from _state(row)
 

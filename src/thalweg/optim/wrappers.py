@@ -313,10 +313,11 @@ class Accumulate(Wrapper):
             optimizer.step(samples=len(x))
         optimizer.flush()
 
-    (``zero_grad`` at every batch: gradients that are left are counted again) leads where batches eight times as large lead, within rounding: ``samples`` weighs batches of
-    unequal size (samples, or tokens: what the loss is the mean over), and `flush` takes the step of
-    a window that the end of the epoch cut short. The sum is kept apart from ``p.grad`` (in float32
-    for half precision), which after a step holds the mean.
+    leads where batches eight times as large lead, within rounding. Gradients are cleared at every
+    batch: those that are left would be counted again. ``samples`` weighs batches of unequal size
+    (samples, or tokens: what the loss is the mean over), and `flush` takes the step of a window
+    that the end of the epoch cut short. The sum is kept apart from ``p.grad`` (in float32 for half
+    precision), which after a step holds the mean.
 
     ``optimizer.window`` is empty just after a step: then is the time of a scheduler that counts
     them. To bound the norm of the mean and not of each batch, use ``clip_norm`` of the optimizer
