@@ -146,3 +146,43 @@ def test_torchs_muon(arguments, monkeypatch):
             optimizer.step()
         ends.append(parameters)
     assert gap(optimizer, ends[0]) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_shampoo_of_a_large_gradient_of_low_rank(dtype):
+    """Whose eigenvalues, but one, are what rounding leaves: some of them negative."""
+    generator = torch.Generator().manual_seed(0)
+    column, row = (torch.randn(n, generator=generator).double() for n in (32, 64))
+    moved = []
+    for kind in (torch.float64, dtype):
+        p = torch.zeros(32, 64, dtype=kind)
+        p.grad = (100 * torch.outer(column, row)).to(kind)
+        optim.Shampoo([p], lr=0.1).step()
+        moved.append(p.double())
+    assert (moved[1] - moved[0]).abs().max() < 1.0 * moved[0].abs().max()
+
+
+@pytest.mark.parametrize("name", ["Shampoo", "SOAP"])
+def test_a_gradient_that_is_no_number_makes_weights_that_are_none(name):
+    p = torch.ones(4, 5)
+    optimizer = getattr(optim, name)([p])
+    for gradient in (torch.randn(4, 5), torch.full((4, 5), torch.nan)):
+        p.grad = gradient
+        optimizer.step()
+    assert p.isnan().all()
+
+
+def test_square_states_of_half_precision_are_in_float32_and_stay_so():
+    p = torch.ones(4, 5, dtype=torch.bfloat16)
+    p.grad = torch.randn(4, 5).bfloat16()
+    for name in ("Shampoo", "SOAP"):
+        first, second = (getattr(optim, name)([p.clone()]) for _ in range(2))
+        first.param_groups[0]["params"][0].grad = p.grad.clone()
+        first.step()
+        second.load_state_dict(first.state_dict())
+        (kept,), (loaded,) = first.state.values(), second.state.values()
+        wide = [key for key, value in kept.items() if value.shape in ((4, 4), (5, 5))]
+        assert len(wide) == 4
+        for key in wide:
+            assert kept[key].dtype == loaded[key].dtype == torch.float32
+            assert torch.equal(kept[key], loaded[key])

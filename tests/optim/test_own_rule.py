@@ -1,6 +1,7 @@
 """A rule defined here: reference, kernel, tensors, and training a network as an optimizer."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -190,8 +191,54 @@ def test_a_rule_may_call_functions_of_its_module(dtype):
     [
         (lambda p, g, m: (p, m), "it does not take 'lr'"),
         (lambda p, g, lr, m: (p, m), "must be p, g, state, then hyperparameters"),
+        (lambda p, lr: (p,), "must be p, g, state, then hyperparameters"),
+        (lambda p, g, lr: p - lr * g, r"must return \(p,\), and returns a ndarray"),
+        (lambda p, g, m, lr: (p - lr * g,), r"must return \(p, m\), and returns 1 values"),
+        (lambda p, g, m, lr: (p, m, m), r"must return \(p, m\), and returns 3 values"),
+        (lambda p, g, lr: (None,), "the new p is no number an element: None"),
+        (lambda p, g, lr: (torch.tanh(p),), "cannot be computed"),
+        (lambda p, g, lr: (math.tanh(p),), "cannot be computed"),
+        (lambda p, g, lr: (p - lr * unknown,), "name 'unknown' is not defined"),
+        (lambda p, g, lr: (p if g > 0 else g,), r"where\(condition, a, b\) in place of if"),
+        (lambda p, g, ema, lr: (p, ema), "a state cannot be named 'ema'"),
+        (print, "it takes a function"),
     ],
 )
 def test_what_cannot_be_an_optimizer_is_said(function, problem):
     with pytest.raises(TypeError, match=problem):
         define(lr=0.1)(function)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "problem"),
+    [
+        ({}, "give the learning rate a default"),
+        ({"lr": 0.1, "betas": (0.9, 0.99)}, r"\(0\.9, 0\.99\)"),
+        ({"lr": 0.1, "clip_norm": 1.0}, "every optimizer has 'clip_norm' already"),
+        ({"lr": 0.1, "state": 1.0}, "every optimizer has 'state' already"),
+    ],
+)
+def test_defaults_that_make_no_optimizer_are_said(defaults, problem):
+    with pytest.raises(TypeError, match=problem):
+        define(**defaults)
+
+
+def test_a_weight_decay_of_its_own_is_the_only_one():
+    @define(lr=0.1, weight_decay=0.5)
+    def Decays(p, g, lr, weight_decay):
+        return (p * (1 - lr * weight_decay) - lr * g,)
+
+    p = torch.ones(3, dtype=torch.float64)
+    p.grad = torch.full_like(p, 0.5)
+    Decays([p]).step()
+    np.testing.assert_allclose(p, 1 - 0.05 - 0.05, rtol=1e-15)
+
+
+def test_what_is_no_rule_is_said():
+    with pytest.raises(TypeError, match="adam"):
+        from_rule("adam")
+    wrong = Rule("wrong", (Number("lr", 0.1),), (), lambda h, t: (), lambda p, g, lr: (p - lr * g,))
+    with pytest.raises(TypeError, match="wrong: its function cannot be computed"):
+        from_rule(wrong)
+    with pytest.raises(ValueError, match="two states 'a'"):
+        Rule("twice", (), ("a", "a"), lambda h, t: (), lambda p, g, a, b: (p, a, b))

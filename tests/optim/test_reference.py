@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from thalweg.optim.reference import page
+from thalweg import optim
+from thalweg.optim.reference import AROUND, page
 from thalweg.optim.registry import BUILT_IN, OPTIMIZERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
@@ -23,3 +24,9 @@ def test_every_optimizer_and_convention_is_on_it():
             assert hyper.meaning, (row.name, hyper.name)
             if hyper.name != "weight_decay":
                 assert f"| `{hyper.name}`" in page_of_it
+
+
+def test_those_around_another_are_on_it():
+    for cls in AROUND.values():
+        assert f"\n## {cls.__name__}\n" in page()
+        assert getattr(optim, cls.__name__) is cls

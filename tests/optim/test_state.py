@@ -6,10 +6,12 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from tests.optim.cases import ALL, ROWS, TORCH_ROWS, name_of
 from tests.optim.digits import distance, loss_of, network, train
 from thalweg import optim
+from thalweg.kernels import addresses
 
 # Sutskever's form and lr_in_momentum take torch's path with another buffer.
 WITH_ORACLE = [
@@ -202,3 +204,43 @@ def test_a_checkpoint_of_another_shape_is_refused():
     state = optim.Adam([torch.zeros(3), torch.zeros(2)]).state_dict()
     with pytest.raises(ValueError, match="doesn't match the size"):
         optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loads", "foreign"),
+    [("Adam", "Lion", "amsgrad"), ("RMSprop", "Adam", "alpha"), ("SGD", "Adam", "dampening"),
+     ("Lion", "ScheduleFreeSGD", "betas")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_optimizer_is_refused(saved, loads, foreign):
+    model = network()
+    optimizer = getattr(optim, saved)(model.parameters())
+    train(model, optimizer, 2)
+    other = getattr(optim, loads)(network().parameters())
+    with pytest.raises(ValueError, match=f"{loads}: the checkpoint has '{foreign}'"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_state_or_gradient_of_another_shape_is_no_step(compiled, monkeypatch):
+    monkeypatch.setattr(addresses, "COMPILED", compiled)
+    p, q = (nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (3, 2)))
+    for parameter in (p, q):
+        parameter.grad = torch.ones_like(parameter)
+    first, second = optim.Adam([p]), optim.Adam([q])
+    first.step()
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"'exp_avg' has shape \(2, 3\)"):
+        second.step()
+    p.data = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"gradient has shape \(2, 3\) and the parameter \(3, 2\)"):
+        first.step()
+
+
+def test_options_changed_in_a_group_are_checked():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = optim.Adam([p])
+    optimizer.step()
+    optimizer.param_groups[0]["state"] = "4bit"
+    with pytest.raises(ValueError, match="parameter group 0: state must be None or"):
+        optimizer.step()
