@@ -9,9 +9,10 @@ import torch
 from tests.kernels.executors import gap, start
 from thalweg import rules
 from thalweg.kernels import lists, tensors
+from thalweg.kernels.codecs import decoded, encoded
 from thalweg.kernels.cpu import Storage
 from thalweg.kernels.lists import Tensors
-from thalweg.kernels.storage import decoded, encoded, seeds
+from thalweg.kernels.storage import seeds
 from thalweg.rules import maths
 
 OPERATORS = [

@@ -10,12 +10,12 @@ from numba import njit
 from tests.kernels.executors import start
 from thalweg import rules
 from thalweg.kernels import cpu, tensors
+from thalweg.kernels.codecs import DTYPES, decoded, encoded
 from thalweg.kernels.memory import JIT
 from thalweg.kernels.storage import (
     BFLOAT16,
     CHUNK,
     DECODE,
-    DTYPES,
     ENCODE,
     FLOAT16,
     NEXT_ARRAY,
@@ -23,8 +23,6 @@ from thalweg.kernels.storage import (
     SCALED,
     SIGNED8,
     UNSIGNED8,
-    decoded,
-    encoded,
     scales,
     seeds,
 )

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from thalweg.kernels.codecs import decoded, encoded
 from thalweg.kernels.cpu import Storage
-from thalweg.kernels.storage import NEXT_ARRAY, NEXT_SEGMENT, RANDOM16, SCALED, decoded, encoded
+from thalweg.kernels.storage import NEXT_ARRAY, NEXT_SEGMENT, RANDOM16, SCALED
 from thalweg.rules.maths import maximum, minimum, where
 from thalweg.rules.rule import HEAD, Rule, Sums
 

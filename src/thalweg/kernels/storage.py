@@ -1,7 +1,7 @@
 """How numbers lie in memory where that is not as they are computed: half precision, 8 bits.
 
 Each way of storing has a decoder and an encoder in compiled code, for a chunk of at most `CHUNK`
-elements, and the same in torch operations for whatever the CPU kernel does not take.
+elements; `thalweg.kernels.codecs` has the same in torch operations.
 
 Eight bits hold a moment block-wise: every `CHUNK` elements in a row share a scale a, the largest
 power of two that is not above their largest absolute value. A number x is kept as the code
@@ -21,22 +21,22 @@ would make its draws more even, but not independent of what it became: averages 
 """
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
-from torch import Tensor
 
 from thalweg.kernels.memory import INNER, span
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "BFLOAT16",
     "CHUNK",
     "DECODE",
-    "DTYPES",
     "ENCODE",
     "FLOAT16",
     "NATIVE",
@@ -46,8 +46,6 @@ __all__ = [
     "SCALED",
     "SIGNED8",
     "UNSIGNED8",
-    "decoded",
-    "encoded",
     "scales",
     "seeds",
 ]
@@ -58,14 +56,6 @@ CHUNK = 256  # elements that share a scale
 NATIVE, BFLOAT16, FLOAT16 = "", "bfloat16", "float16"
 RANDOM16, SIGNED8, UNSIGNED8 = "bfloat16 at random", "signed8", "unsigned8"
 SCALED = (SIGNED8, UNSIGNED8)
-
-DTYPES = {
-    BFLOAT16: torch.bfloat16,
-    RANDOM16: torch.bfloat16,
-    FLOAT16: torch.float16,
-    SIGNED8: torch.int8,
-    UNSIGNED8: torch.uint8,
-}
 
 _INFINITE, _NAN = 0x7F800000, 0x7FC00000  # of float32, as bits
 _CUT = 20  # bits of a float32 that a code has not
@@ -87,7 +77,7 @@ def scales(elements: int) -> int:
 @overload
 def seeds(step: int, number: int) -> tuple[int, int]: ...
 @overload
-def seeds(step: Tensor, number: int) -> tuple[int, Tensor]: ...
+def seeds(step: "Tensor", number: int) -> tuple[int, "Tensor"]: ...
 def seeds(step: Any, number: int) -> tuple[int, Any]:
     """Place and turn of what is rounded at random.
 
@@ -278,88 +268,3 @@ ENCODE: dict[str, Callable[..., Any]] = {
     SIGNED8: _encode_signed8,
     UNSIGNED8: _encode_unsigned8,
 }
-
-
-def decoded(kind: str, stored: Tensor, scale: Tensor | None) -> Tensor:
-    """What a stored tensor stands for, float32 of the same shape, by torch operations.
-
-    Args:
-        kind: way of storing.
-        stored: of any shape, of its dtype in `DTYPES`.
-        scale: float32 ``(scales(stored.numel()),)`` for the ways in `SCALED`; with a dimension
-            before that, as `encoded` makes it, for a stack of tensors.
-    """
-    if kind not in SCALED:
-        return stored.float()
-    assert scale is not None
-    offset, code = _offset(kind, stored.device), stored.view(torch.uint8).int()
-    size = code & (0xFF ^ _SIGNS[kind])
-    z = ((size << _CUT) + offset.view(torch.int32)).view(torch.float32)
-    plain = (z - offset) * _spread(scale, stored)
-    return torch.where((code & _SIGNS[kind]) != 0, -plain, plain)
-
-
-def encoded(
-    kind: str,
-    values: Tensor,
-    place: int | Tensor = 0,
-    turn: int | Tensor = 0,
-    stacked: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Values as they are stored, and their scales where they have some.
-
-    Args:
-        kind: way of storing.
-        values: of any shape; what is rounded at random or scaled goes through float32.
-        place: of `seeds`; what rounds at random rounds the same way for the same seeds.
-        turn: of `seeds`. Both are numbers or int64 tensors without dimensions.
-        stacked: they are ``(count, *shape)``, tensors with scales of their own.
-    """
-    if kind not in (RANDOM16, *SCALED):
-        return values.to(DTYPES.get(kind, values.dtype)), None
-    values = values.float()
-    if kind == RANDOM16:
-        noise = _noises(place, turn, values) >> 16
-        rounded = (_as_bits(values) + noise) & 0xFFFF0000
-        return torch.where(values.isnan(), values, _as_numbers(rounded)).to(torch.bfloat16), None
-    rows = values.flatten(1) if stacked else values.flatten()
-    padded = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % CHUNK))
-    largest = (_as_bits(padded) & 0x7FFFFFFF).unflatten(-1, (-1, CHUNK)).amax(-1)
-    power = (largest & _INFINITE).clamp(min=_LEAST)
-    scale = _as_numbers(power.where(power <= _GREATEST, _NAN))
-    inverse = _spread(_as_numbers((254 << 23) - power), values)
-    offset = _offset(kind, values.device)
-    z = _as_bits(values.abs() * inverse + offset) - _as_bits(offset)
-    code = ((z + (_noises(place, turn, values) >> (32 - _CUT))) >> _CUT) & 0xFF
-    if kind == UNSIGNED8:
-        code = torch.where(values > 0, code.clamp(min=1), code)
-    code = code + ((_as_bits(values) >> 24) & _SIGNS[kind])
-    return code.to(torch.uint8).view(DTYPES[kind]), scale
-
-
-def _offset(kind: str, device: torch.device) -> Tensor:
-    # Filled in, for a copy from the host would be waited for.
-    return torch.full((), _OFFSET[kind], dtype=torch.float32, device=device)
-
-
-def _as_bits(numbers: Tensor) -> Tensor:
-    """Bits of float32, as int64 that are not negative."""
-    return numbers.contiguous().view(torch.int32).long() & 0xFFFFFFFF
-
-
-def _as_numbers(bits: Tensor) -> Tensor:
-    return bits.to(torch.int32).view(torch.float32)
-
-
-def _spread(scale: Tensor, like: Tensor) -> Tensor:
-    """To every element the scale of its chunk."""
-    each = like.numel() // scale.shape[:-1].numel()  # of a stack's tensors
-    return scale.repeat_interleave(CHUNK, -1)[..., :each].reshape(like.shape)
-
-
-def _noises(place: int | Tensor, turn: int | Tensor, like: Tensor) -> Tensor:
-    """32 random bits for every element, as the compiled encoders have them, int64."""
-    mask = 0xFFFFFFFF
-    i = torch.arange(like.numel(), device=like.device).view(like.shape)
-    x = (place + i * _GOLDEN) & mask
-    return ((x ^ (x >> 13)) * 0x846CA68B + turn) & mask

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.kernels.storage import DTYPES, SCALED, decoded, encoded
+from thalweg.kernels.codecs import DTYPES, decoded, encoded
+from thalweg.kernels.storage import SCALED
 from thalweg.rules.maths import maximum, minimum
 from thalweg.rules.rule import HEAD, Rule, Sums
 

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thalweg.kernels import addresses, cpu, tensors
+from thalweg.kernels.codecs import encoded
 from thalweg.kernels.objects import Entries
 from thalweg.kernels.storage import (
     NEXT_ARRAY,
     NEXT_SEGMENT,
     RANDOM16,
     SCALED,
-    encoded,
     scales,
     seeds,
 )

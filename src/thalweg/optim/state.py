@@ -116,7 +116,8 @@ def _recode(state: State, name: str, kind: str, p: Tensor) -> None:
     if found.is_floating_point() and wanted.is_floating_point:
         state[name] = found.to(wanted)
         return
-    from thalweg.kernels.storage import CHUNK, decoded, encoded, scales
+    from thalweg.kernels.codecs import decoded, encoded
+    from thalweg.kernels.storage import CHUNK, scales
 
     part, kept = part_of(found), state.pop(scale_of(name), None)
     if kept is not None:

@@ -12,9 +12,6 @@ from hashlib import sha256
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 __all__ = ["digest", "instructions", "leans_on"]
 
 
@@ -92,7 +89,7 @@ class _Content:
             return kind, sorted((repr(self._of(k)), self._of(v)) for k, v in value.items())
         if isinstance(value, ModuleType):
             return kind, value.__name__
-        if isinstance(value, np.ndarray | np.generic | Tensor):
+        if hasattr(value, "dtype") and hasattr(value, "tolist"):  # of NumPy or torch
             return kind, str(value.dtype), value.tolist()
         if id(value) in self._seen:  # which may have led here
             return kind, self._seen[id(value)][0]
