@@ -253,7 +253,8 @@ class RuleOptimizer(Optimizer):
             ValueError: for one of other parameter groups, or of another optimizer.
         """
         own = set(self.signature().parameters) | set(self.for_torch)
-        foreign = _arguments_of_all() - own
+        # How a step is carried out is no optimizer's own: torch adds some of it to all.
+        foreign = _arguments_of_all() - own - {*OPTIONS, *TORCHS}
         if self.torchs is not None:
             foreign -= set(signature(self.torchs).parameters)
         for group in state_dict["param_groups"]:
