@@ -68,7 +68,7 @@ def _gpu() -> list[Row]:
 
 PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "study": ("`thalweg study digits` against a plain PyTorch loop", "study", "loop", _study),
-    "step": ("One optimizer step against torch.optim", "thalweg", "torch's fastest", _step),
+    "step": ("One optimizer step against torch.optim", "thalweg", "fastest peer", _step),
     "bandwidth": ("Memory moved by a step on 30 M parameters", "step", "plain copy", _bandwidth),
     "memory": ("Moments in fewer bits on 30 M parameters", "fewer", "float32", _memory),
     "extras": ("Clipping, zeroing and averaging in the step", "one pass", "torch", _extras),
