@@ -25,7 +25,9 @@ from thalweg.kernels.storage import (
     UNSIGNED8,
 )
 
-__all__ = ["DTYPES", "decoded", "encoded"]
+__all__ = ["DTYPES", "HALF", "computed", "decoded", "encoded"]
+
+HALF = (torch.float16, torch.bfloat16)
 
 DTYPES = {
     BFLOAT16: torch.bfloat16,
@@ -34,6 +36,11 @@ DTYPES = {
     SIGNED8: torch.int8,
     UNSIGNED8: torch.uint8,
 }
+
+
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """In which dtype the step of a parameter of a dtype is computed."""
+    return torch.float32 if dtype in HALF else dtype
 
 
 def decoded(kind: str, stored: Tensor, scale: Tensor | None) -> Tensor:

@@ -16,11 +16,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from thalweg.kernels.codecs import decoded, encoded
+from thalweg.kernels.codecs import computed, decoded, encoded
 from thalweg.kernels.cpu import Storage
 from thalweg.kernels.storage import NEXT_ARRAY, NEXT_SEGMENT, RANDOM16, SCALED
-from thalweg.rules.maths import maximum, minimum, where
-from thalweg.rules.rule import HEAD, Rule, Sums
+from thalweg.rules.rule import HEAD, Rule, Sums, decay, prepare
 
 __all__ = ["Columns", "Tensors", "compiled", "measure", "shift", "step"]
 
@@ -28,8 +27,6 @@ __all__ = ["Columns", "Tensors", "compiled", "measure", "shift", "step"]
 Columns: TypeAlias = Sequence[Sequence[Tensor]]
 
 Seeds: TypeAlias = tuple[int | Tensor, int | Tensor]
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class Tensors:
@@ -180,35 +177,12 @@ def _opened(storage: Storage, states: Columns, scales: Columns, dtype: torch.dty
     return found
 
 
-def _is(coefficient: Any, value: float) -> bool:
-    """Whether a coefficient, if it is a number, is this one."""
-    return isinstance(coefficient, float) and coefficient == value
-
-
-def _prepared(p: Any, g: Any, row: Sums) -> Any:
-    """The gradient, its sign and size set and the coupled decay added (`rules.rule.prepare`)."""
-    sign, bound, coupled = row[:3]
-    if not _is(sign, 1.0):
-        g = sign * g
-    if not _is(bound, float("inf")):
-        g = maximum(minimum(g, bound), -bound)
-    if _is(coupled, 0.0):
-        return g
-    decayed = g + coupled * p
-    # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
-    return decayed if isinstance(coupled, float) else where(coupled == 0.0, g, decayed)
-
-
 def _given(row: Sums | Tensor, count: int) -> tuple[Any, ...]:
     """Coefficients one by one; of each that is a vector, an entry for every tensor."""
     if isinstance(row, Tensor):
         # One for all is repeated, for torch.compile knows the operators of this class alone.
         return tuple(Tensors(c.unbind() if c.ndim else [c] * count) for c in row.unbind())
     return tuple(Tensors(c.unbind()) if isinstance(c, Tensor) and c.ndim else c for c in row)
-
-
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in _HALF else dtype
 
 
 def step(
@@ -238,13 +212,12 @@ def step(
         seeds: of what is rounded at random (`thalweg.kernels.storage.seeds`), numbers or int64
             tensors without dimensions.
     """
-    dtype = _computed(parameters[0].dtype)
+    dtype = computed(parameters[0].dtype)
     row = _given(row, len(parameters))
     p, g = (Tensors(_converted(some, dtype)) for some in (parameters, gradients))
     opened = _opened(storage, states, scales, dtype)
-    decayed = p if _is(row[3], 1.0) else row[3] * p
     new = rule.update(
-        decayed, _prepared(p, g, row), *opened, *row[HEAD:], *_given(extra, len(p.items))
+        decay(p, row), prepare(p, g, row), *opened, *row[HEAD:], *_given(extra, len(p.items))
     )
     kinds = (storage.parameter, *storage.states)
     targets, their_scales = (parameters, *states), ((), *scales)
@@ -290,11 +263,11 @@ def measure(
     The arguments are as `step` takes them.
     """
     assert rule.terms is not None
-    dtype = _computed(parameters[0].dtype)
+    dtype = computed(parameters[0].dtype)
     row = _given(row, len(parameters))
     p, g = (Tensors(_converted(some, dtype)) for some in (parameters, gradients))
     opened = _opened(storage, states, scales, dtype)
-    terms = rule.terms(p, _prepared(p, g, row), *opened, *row[HEAD:])
+    terms = rule.terms(p, prepare(p, g, row), *opened, *row[HEAD:])
     return torch.stack(
         [torch.stack([t.sum(dtype=torch.float64) for t in term.items]) for term in terms]
     )
@@ -310,7 +283,7 @@ def shift(
 ) -> None:
     """Move parameters, in place, to the point where the rule takes its gradient."""
     assert rule.point is not None
-    dtype = _computed(parameters[0].dtype)
+    dtype = computed(parameters[0].dtype)
     p = Tensors(_converted(parameters, dtype))
     made = rule.point(p, *_opened(storage, states, scales, dtype), *row[HEAD:])
     torch._foreach_copy_(list(parameters), made.items)

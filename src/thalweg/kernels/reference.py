@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.rules.rule import HEAD, Rule, Sums, prepare
+from thalweg.rules.rule import HEAD, Rule, Sums, decay, prepare
 
 __all__ = ["descend", "start", "step"]
 
@@ -49,13 +49,9 @@ def step(
     # Numbers beyond all bounds are what a diverging run looks like; the other executors, too,
     # go on without a warning.
     with np.errstate(all="ignore"):
-        sign, bound, coupled, shrink = row[:HEAD]
         if hyper["clip_norm"] is not None:
-            sign *= np.minimum(hyper["clip_norm"] / (np.sqrt((g * g).sum()) + 1e-6), 1.0)
-        decayed, prepared = prepare(p, g, sign, bound, coupled, shrink)
-        if not coupled:
-            # Zero times an infinite parameter would be NaN.
-            prepared = np.maximum(np.minimum(sign * g, bound), -bound)
+            row[0] *= np.minimum(hyper["clip_norm"] / (np.sqrt((g * g).sum()) + 1e-6), 1.0)
+        decayed, prepared = decay(p, row), prepare(p, g, row)
         if rule.whole:
             return _whole(rule, decayed, prepared, state, row[HEAD:]), scalars
         sums: Sums = ()

@@ -5,34 +5,15 @@ that need whole matrices. Half precision is computed in float32 and rounded once
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from thalweg.kernels.codecs import DTYPES, decoded, encoded
+from thalweg.kernels.codecs import DTYPES, HALF, computed, decoded, encoded
 from thalweg.kernels.storage import SCALED
-from thalweg.rules.maths import maximum, minimum
-from thalweg.rules.rule import HEAD, Rule, Sums
+from thalweg.rules.rule import HEAD, Rule, Sums, decay, prepare
 
 __all__ = ["DTYPES", "close", "measure", "opened", "shift", "step", "stepped"]
-
-HALF = (torch.float16, torch.bfloat16)
-
-
-def _prepared(p: Tensor, g: Tensor, row: Sums) -> Any:
-    """The gradient, its sign and size set and the coupled decay added."""
-    sign, bound, coupled = row[:3]
-    prepared = sign * g
-    if not _is(bound, float("inf")):
-        prepared = maximum(minimum(prepared, bound), -bound)
-    # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
-    return prepared if _is(coupled, 0.0) else prepared + coupled * p
-
-
-def _is(coefficient: Any, value: float) -> bool:
-    """Whether a coefficient, if it is one number for all, is this one."""
-    return isinstance(coefficient, float) and coefficient == value
 
 
 @torch.no_grad()
@@ -47,7 +28,7 @@ def measure(
     if p.dtype in HALF:
         p, g, state = p.float(), g.float(), [s.float() for s in state]
     over = tuple(range(lead, p.ndim))
-    terms = rule.terms(p, _prepared(p, g, row), *state, *row[HEAD:])
+    terms = rule.terms(p, prepare(p, g, row), *state, *row[HEAD:])
     # Without dimensions torch would sum over all of them.
     return tuple(t.double().sum(over) if over else t.double() for t in terms)
 
@@ -70,8 +51,7 @@ def stepped(
     """
     if p.dtype in HALF:
         p, g, state = p.float(), g.float(), [s.float() for s in state]
-    decayed = p if _is(row[3], 1.0) else row[3] * p
-    return rule.update(decayed, _prepared(p, g, row), *state, *row[HEAD:], *extra)
+    return rule.update(decay(p, row), prepare(p, g, row), *state, *row[HEAD:], *extra)
 
 
 @torch.no_grad()
@@ -88,7 +68,7 @@ def opened(kind: str, stored: Tensor, scale: Tensor | None, dtype: torch.dtype) 
     """A state as it is computed with, which is in float32 if the parameter's dtype is half."""
     if kind not in SCALED and stored.dtype == dtype:
         return stored
-    return decoded(kind, stored, scale).to(torch.float32 if dtype in HALF else dtype)
+    return decoded(kind, stored, scale).to(computed(dtype))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from thalweg.rules.maths import maximum, minimum
+from thalweg.rules.maths import maximum, minimum, where
 
 __all__ = [
     "HEAD",
@@ -21,6 +21,7 @@ __all__ = [
     "Row",
     "Rule",
     "Sums",
+    "decay",
     "prepare",
 ]
 
@@ -187,14 +188,39 @@ _COMMON: tuple[Hyperparameter, ...] = (
 HEAD = 4
 
 
-def prepare(p: Any, g: Any, sign: Any, bound: Any, coupled: Any, shrink: Any) -> Any:
-    """What happens before any rule's update: the gradient's sign and size, the decay of weights.
+def prepare(p: Any, g: Any, row: Sums) -> Any:
+    """The gradient that a rule sees: its sign and size set, and coupled decay added.
 
-    Coupled decay adds ``weight_decay * p`` to the gradient, decoupled decay multiplies the
-    parameter by ``1 - lr * weight_decay`` (Loshchilov and Hutter, 2019, arXiv:1711.05101, line 12
-    of algorithm 2).
+    Coupled decay adds ``weight_decay * p``. The CPU kernel has the same in its loop.
+
+    Args:
+        p: parameter: an array, a tensor, or many that compute as one.
+        g: gradient, the same.
+        row: `Rule.row`; an entry may also be a tensor that broadcasts.
     """
-    return shrink * p, maximum(minimum(sign * g, bound), -bound) + coupled * p
+    sign, bound, coupled = row[:3]
+    if not _is(sign, 1.0):
+        g = sign * g
+    if not _is(bound, float("inf")):
+        g = maximum(minimum(g, bound), -bound)
+    if _is(coupled, 0.0):
+        return g
+    decayed = g + coupled * p
+    # Zero times an infinite parameter would be NaN where torch.optim adds nothing.
+    return decayed if isinstance(coupled, float) else where(coupled == 0.0, g, decayed)
+
+
+def decay(p: Any, row: Sums) -> Any:
+    """The parameter after decoupled decay, times ``1 - lr * weight_decay``; see `prepare`.
+
+    Loshchilov and Hutter (2019), arXiv:1711.05101, line 12 of algorithm 2.
+    """
+    return p if _is(row[3], 1.0) else row[3] * p
+
+
+def _is(coefficient: Any, value: float) -> bool:
+    """Whether a coefficient, if it is one number for all, is this one."""
+    return isinstance(coefficient, float) and coefficient == value
 
 
 def _plain(x: Any) -> Any:
