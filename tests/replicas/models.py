@@ -20,15 +20,14 @@ def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
 
 def task(model, name: str = "small", loss=nn.functional.cross_entropy) -> Task:
     return Task(
-        name,
-        name,
-        model,
-        data(96, 1),
-        data(48, 2),
-        data(48, 3),
-        loss,
-        Metric("accuracy", accuracy, percent=True),
-        0.9,
+        name=name,
+        model=model,
+        train=data(96, 1),
+        validation=data(48, 2),
+        test=data(48, 3),
+        loss=loss,
+        metric=Metric("accuracy", accuracy, percent=True),
+        target=0.9,
     )
 
 

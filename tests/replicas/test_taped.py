@@ -219,7 +219,7 @@ def test_a_tapes_evaluation_is_torchs(name: str) -> None:
     for i in range(3):
         own = [p[i] for p in parameters], [c[i] for c in constants]
         outputs = model.call(model.evaluate, *own, task.test.x)
-        close(losses[i : i + 1], task.loss(outputs, task.test.y)[None].detach())
+        close(losses[i : i + 1], task.loss.of(outputs, task.test.y)[None].detach())
         close(metrics[i : i + 1], task.metric.of(outputs, task.test.y)[None].detach())
 
 
@@ -425,7 +425,10 @@ def test_a_loss_that_is_a_part_of_something_larger_is_refused() -> None:
     given = torch.ones(2, 3, 4), torch.ones(3, 4), torch.ones(3, 4)
     with pytest.raises(Refused):
         TrainingTape(
-            straighten(lambda p, x, y: step(p, x[None, :, :], y), given), shared=True, replicas=2
+            straighten(lambda p, x, y: step(p, x[None, :, :], y), given),
+            drawn=2,
+            shared=True,
+            replicas=2,
         )
 
 

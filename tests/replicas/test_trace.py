@@ -17,7 +17,7 @@ def example(task, replicas: int):
 
     def loss(parameters, x, y):
         named = dict(zip(model.parameters, parameters, strict=True))
-        return task.loss(functional_call(model.train, named, (x,)), y)
+        return task.loss.of(functional_call(model.train, named, (x,)), y)
 
     step = vmap(grad_and_value(loss), in_dims=(0, None, None))
     return step, (parameters, task.train.x[:8], task.train.y[:8])

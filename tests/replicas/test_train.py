@@ -49,7 +49,7 @@ def by_hand(task, entry, lr, seed, budget):
         for i in range(min(budget.steps_per_epoch, budget.steps - step)):
             batch = index[i * budget.batch_size : (i + 1) * budget.batch_size]
             optimizer.zero_grad()
-            loss = task.loss(model(task.train.x[batch]), task.train.y[batch])
+            loss = task.loss.of(model(task.train.x[batch]), task.train.y[batch])
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -61,7 +61,7 @@ def by_hand(task, entry, lr, seed, budget):
         found.append(
             (
                 np.mean(losses),
-                task.loss(outputs, task.validation.y).item(),
+                task.loss.of(outputs, task.validation.y).item(),
                 task.metric.of(outputs, task.validation.y).item(),
             )
         )

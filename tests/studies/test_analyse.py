@@ -10,7 +10,7 @@ from scipy import stats
 import thalweg
 from thalweg.studies.analyse import analyse, interval
 from thalweg.studies.spec import StudySpec
-from thalweg.tasks.builtin import ACCURACY, ERROR
+from thalweg.tasks.metrics import ACCURACY, ERROR
 
 NAN = math.nan
 

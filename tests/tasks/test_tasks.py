@@ -3,7 +3,7 @@ import torch
 
 import thalweg
 from thalweg.tasks import TASKS, load
-from thalweg.tasks.builtin import cross_entropy
+from thalweg.tasks.losses import cross_entropy
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -51,7 +51,8 @@ def step(
     with np.errstate(all="ignore"):
         if hyper["clip_norm"] is not None:
             row[0] *= np.minimum(hyper["clip_norm"] / (np.sqrt((g * g).sum()) + 1e-6), 1.0)
-        decayed, prepared = decay(p, row), prepare(p, g, row)
+        head = tuple(row)
+        decayed, prepared = decay(p, head), prepare(p, g, head)
         if rule.whole:
             return _whole(rule, decayed, prepared, state, row[HEAD:]), scalars
         sums: Sums = ()

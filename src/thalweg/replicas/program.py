@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.replicas.trace import straighten
-from thalweg.tasks import Task
+from thalweg.tasks import Batch, Task
 
 if TYPE_CHECKING:
     from thalweg.replicas.taped import Tape, TrainingTape
@@ -22,8 +23,8 @@ __all__ = ["Backend", "Model", "Program", "build", "stack"]
 
 Backend: TypeAlias = Literal["eager", "compiled", "one by one"]
 Tensors: TypeAlias = list[Tensor]
-Step: TypeAlias = Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensors, Tensors]]
-Evaluation: TypeAlias = Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensor]]
+Step: TypeAlias = Callable[[Tensors, Tensors, Batch, Batch], tuple[Tensor, Tensors, Tensors]]
+Evaluation: TypeAlias = Callable[[Tensors, Tensors, Batch, Batch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Model:
     parameters: tuple[str, ...]
     constants: tuple[str, ...]
 
-    def call(self, module: nn.Module, parameters: Tensors, constants: Tensors, x: Tensor) -> Any:
+    def call(self, module: nn.Module, parameters: Tensors, constants: Tensors, x: Batch) -> Any:
         """The outputs of one copy of the model for one batch."""
         tensors = dict(
             zip((*self.parameters, *self.constants), (*parameters, *constants), strict=True)
         )
-        return functional_call(module, tensors, (x,))
+        if isinstance(x, dict):
+            return functional_call(module, tensors, (), x)
+        return functional_call(module, tensors, x if isinstance(x, tuple) else (x,))
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def build(
     model: Model,
     parameters: Tensors,
     constants: Tensors,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Batch, Batch],
     shared: bool,
     backend: Backend,
 ) -> Program:
@@ -122,18 +125,14 @@ def build(
         backend: what is asked for; a model that `vmap` cannot take runs one by one instead.
     """
 
-    def loss(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensors]:
+    def loss(parameters: Tensors, constants: Tensors, x: Batch, y: Batch) -> tuple[Tensor, Tensors]:
         # BatchNorm writes its running statistics in place: into copies, returned.
         constants = [c.clone() for c in constants]
-        return task.loss(model.call(model.train, parameters, constants, x), y), constants
+        return task.loss.of(model.call(model.train, parameters, constants, x), y), constants
 
-    def score(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def score(parameters: Tensors, constants: Tensors, x: Batch, y: Batch) -> tuple[Tensor, Tensor]:
         outputs = model.call(model.evaluate, parameters, constants, x)
-        return task.loss(outputs, y), task.metric.of(outputs, y)
+        return task.loss.of(outputs, y), task.metric.of(outputs, y)
 
     own = None if shared else 0
     # Dropout draws anew for every replica.
@@ -141,7 +140,7 @@ def build(
     scored = vmap(score, in_dims=(0, 0, None, None), randomness="different")
 
     def step(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensors, Tensors]:
         # No replica's loss depends on another's parameters, so that one backward pass serves all.
         leaves = [p.detach().requires_grad_() for p in parameters]
@@ -152,7 +151,7 @@ def build(
         return losses.detach(), list(gradients), [c.detach() for c in changed]
 
     def one_step(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensors, Tensors]:
         leaves = [p[0].detach().requires_grad_() for p in parameters]
         value, changed = loss(leaves, [c[0] for c in constants], x, y)
@@ -164,7 +163,7 @@ def build(
         return value.detach()[None], filled, [c.detach()[None] for c in changed]
 
     def one_score(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
         value, metric = score([p[0] for p in parameters], [c[0] for c in constants], x, y)
         return value[None], metric[None]
@@ -172,13 +171,18 @@ def build(
     if backend == "one by one":
         return Program(one_step, torch.no_grad()(one_score), backend)
     example = (parameters, constants, *batch)
+    alone = batch if shared else tree_map(lambda t: t[0], batch)
     with _ALONE, torch.random.fork_rng(devices=[]):
         try:
             step(*example)
+            torch.no_grad()(scored)(parameters, constants, *alone)
         except Exception as error:
-            one_step(*example[:2], *(batch if shared else (b[0] for b in batch)))
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            note = f"runs go one after another, because vmap cannot take this model ({reason})"
+            one_step(parameters, constants, *alone)
+            first = (str(error).strip() or "no message").splitlines()[0]
+            note = (
+                f"runs go one after another, because vmap cannot take this model "
+                f"({type(error).__name__}: {first})"
+            )
             return Program(one_step, torch.no_grad()(one_score), "one by one", note)
         return _faster(model, step, scored, example, shared, backend)
 
@@ -187,7 +191,7 @@ def _faster(
     model: Model,
     step: Step,
     scored: Evaluation,
-    example: tuple[Tensors, Tensors, Tensor, Tensor],
+    example: tuple[Tensors, Tensors, Batch, Batch],
     shared: bool,
     want: Backend,
 ) -> Program:
@@ -262,9 +266,9 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     traced: dict[tuple[Any, ...], Evaluation] = {}
 
     def evaluate(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
-        shapes = x.shape, y.shape, len(parameters[0])
+        shapes = *(t.shape for t in tree_leaves((x, y))), len(parameters[0])
         with _ALONE:
             if shapes not in traced:
                 example = parameters, constants, x, y
@@ -276,7 +280,7 @@ def _straight_score(scored: Evaluation) -> Evaluation:
         return traced[shapes](parameters, constants, x, y)
 
     def untraced(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
         with _ALONE:
             return scored(parameters, constants, x, y)
@@ -285,41 +289,43 @@ def _straight_score(scored: Evaluation) -> Evaluation:
 
 
 def _training_tape(
-    straight: GraphModule, example: tuple[Tensors, Tensors, Tensor, Tensor], shared: bool
+    straight: GraphModule, example: tuple[Tensors, Tensors, Batch, Batch], shared: bool
 ) -> "TrainingTape | None":
     """The step on a tape, if one can hold it."""
-    parameters, constants, x, y = example
+    parameters, constants, *batch = example
     if constants:  # a module's buffers would have to go from step to step
         return None
+    drawn = tree_leaves(batch)
     loss, gradients, _ = straight(*example)
-    each = [True] * len(parameters) + [not shared] * 2
-    line = _tape(straight, [*parameters, x, y], each, [loss, *gradients])
+    each = [True] * len(parameters) + [not shared] * len(drawn)
+    line = _tape(straight, [*parameters, *drawn], each, [loss, *gradients])
     if line is None:
         return None
     from thalweg.replicas.taped import TrainingTape
 
     try:
-        return TrainingTape(straight, shared, len(parameters[0]))
+        return TrainingTape(straight, len(drawn), shared, len(parameters[0]))
     except Exception:  # as in _tape
         return None
 
 
 def _taped_score(
-    straight: GraphModule, example: tuple[Tensors, Tensors, Tensor, Tensor]
+    straight: GraphModule, example: tuple[Tensors, Tensors, Batch, Batch]
 ) -> Evaluation:
     """An evaluation on a tape, if one can hold it, else as it is."""
-    parameters, constants, x, y = example
+    parameters, constants, *batch = example
     quick: Evaluation = straight
-    stacked = [*parameters, *constants]
-    each = [True] * len(stacked) + [False] * 2
-    line = _tape(straight, [*stacked, x, y], each, quick(*example))
+    stacked, data = [*parameters, *constants], tree_leaves(batch)
+    each = [True] * len(stacked) + [False] * len(data)
+    line = _tape(straight, [*stacked, *data], each, quick(*example))
     if line is None:
         return quick
 
     def evaluate(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
-        results = line([*parameters, *constants, x, y], len(parameters[0]))
+        given = [*parameters, *constants, *tree_leaves((x, y))]
+        results = line(given, len(parameters[0]))
         if results is None:
             return quick(parameters, constants, x, y)
         return results[0], results[1]
@@ -353,7 +359,7 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
 
 def _flat(program: Callable[..., Any]) -> Step:
     def run(
-        parameters: Tensors, constants: Tensors, x: Tensor, y: Tensor
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensors, Tensors]:
         losses, gradients, changed = program(parameters, constants, x, y)
         return losses, gradients, changed

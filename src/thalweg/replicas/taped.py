@@ -110,6 +110,7 @@ class TrainingTape(_Runner):
 
     Args:
         program: from parameters and a batch, inputs and targets, to loss and gradients.
+        drawn: how many tensors a batch has.
         shared: whether it was traced with one batch for all replicas.
         replicas: how many it was traced with.
 
@@ -117,10 +118,10 @@ class TrainingTape(_Runner):
         Refused: for an operation, a layout or a type that tapes do not have.
     """
 
-    def __init__(self, program: GraphModule, shared: bool, replicas: int) -> None:
+    def __init__(self, program: GraphModule, drawn: int, shared: bool, replicas: int) -> None:
         inputs = sum(node.op == "placeholder" for node in program.graph.nodes)
-        each = [True] * (inputs - 2) + [not shared] * 2
-        lowering = Lowering(program, each, replicas, drawn=2)
+        each = [True] * (inputs - drawn) + [not shared] * drawn
+        lowering = Lowering(program, each, replicas, drawn=drawn)
         super().__init__(lowering)
         self._data = lowering.data
         self._order = lowering.order
@@ -128,7 +129,7 @@ class TrainingTape(_Runner):
         self._loss = lowering.results[0].slot
         self._gradients = [(v.slot, v.offset) for v in lowering.results[1:]]
 
-    def holds(self, data: tuple[Tensor, Tensor]) -> bool:
+    def holds(self, data: Sequence[Tensor]) -> bool:
         """Whether all of the data are numbers that the tape has: float32, or integers it keeps."""
         return all(
             t.dtype == torch.float32 or not t.numel() or int(t.abs().max()) <= tape.EXACT
@@ -143,7 +144,7 @@ class TrainingTape(_Runner):
     def train(
         self,
         parameters: Sequence[Tensor],
-        data: tuple[Tensor, Tensor],
+        data: Sequence[Tensor],
         order: Tensor,
         losses: Tensor,
         who: NDArray[np.int64],

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.replicas.program import Backend, Model, Program, build, stack
 from thalweg.replicas.update import Replica, Updates
-from thalweg.tasks import Split, Task
+from thalweg.tasks import Batch, Split, Task
 
 __all__ = ["Budget", "Evaluation", "Programs", "probe", "step_seconds", "train"]
 
@@ -77,6 +78,7 @@ class _Batches:
 
     def __init__(self, split: Split, seeds: Sequence[int], budget: Budget) -> None:
         self._split = split
+        self._device = split.tensors[0].device
         self._budget = budget
         distinct = sorted(set(seeds))
         self.shared = len(distinct) == 1
@@ -87,26 +89,28 @@ class _Batches:
     def use(self, owners: Sequence[int]) -> None:
         """Which of the seeds each replica follows."""
         self.owners = list(owners)
-        self._owner = torch.as_tensor(self.owners, device=self._split.x.device)
+        self._owner = torch.as_tensor(self.owners, device=self._device)
 
     def shuffle(self) -> None:
         """Draw the order of the next epoch."""
         kept = self._budget.steps_per_epoch * self._budget.batch_size
         orders = [torch.randperm(len(self._split), generator=g)[:kept] for g in self._generators]
-        self._order = torch.stack(orders).to(self._split.x.device)
+        self._order = torch.stack(orders).to(self._device)
 
     def order(self) -> Tensor:
         """Which samples each replica sees in the epoch: ``(replicas, samples)``, or one for all."""
         return self._order if self.shared else self._order.index_select(0, self._owner)
 
-    def __call__(self, i: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, i: int) -> tuple[Batch, Batch]:
         """Batch ``i`` of the epoch: ``(batch, *)`` if shared, else ``(replicas, batch, *)``."""
         size = self._budget.batch_size
         index = self._order[:, i * size : (i + 1) * size]
         if self.shared:
-            return self._split.x[index[0]], self._split.y[index[0]]
-        x, y = self._split.x[index], self._split.y[index]
-        return x.index_select(0, self._owner), y.index_select(0, self._owner)
+            return self._split[index[0]]
+        owned: tuple[Batch, Batch] = tree_map(
+            lambda t: t.index_select(0, self._owner), self._split[index]
+        )
+        return owned
 
 
 def probe(task: Task, batch_size: int, device: str) -> Program:
@@ -117,9 +121,9 @@ def probe(task: Task, batch_size: int, device: str) -> Program:
     """
     data = task.train.to(device)
     model, parameters, constants = stack(task, [0, 0], device)
-    batch = data.x[:batch_size], data.y[:batch_size]
+    batch = data[:batch_size]
     program = build(task, model, parameters, constants, batch, shared=True, backend="eager")
-    program.evaluate(parameters[:], constants, *(t[:1] for t in batch))
+    program.evaluate(parameters, constants, *data[:1])
     return program
 
 
@@ -156,7 +160,7 @@ def train(
     model, parameters, constants = stack(task, [r.seed for r in replicas], device)
     updates = Updates(replicas, parameters)
     batches = _Batches(data, [r.seed for r in replicas], budget)
-    samples = data.x.contiguous(), data.y.contiguous()
+    samples = [t.contiguous() for t in data.tensors]
     present = np.arange(len(replicas))  # who sits in which place of the stacks
     alive = np.ones(len(replicas), dtype=bool)  # of the places
     limit: Array | None = None
@@ -299,12 +303,13 @@ def _evaluate(
 ) -> tuple[Array, Array]:
     """Mean loss and metric of every replica over a data set, ``(replicas,)`` each, float64."""
     replicas = len(parameters[0])
-    fits = max(1, PIECE // (replicas * max(1, split.x[0].numel())))
+    width = sum(t[0].numel() for t in tree_leaves(split.x))
+    fits = max(1, PIECE // (replicas * max(1, width)))
     size = -(-len(split) // -(-len(split) // fits))
     losses, metrics = np.zeros(replicas), np.zeros(replicas)
     for i in range(0, len(split), size):
-        x, y = split.x[i : i + size], split.y[i : i + size]
-        loss, metric = passes.evaluate(parameters, constants, x, y)
-        losses += loss.double().cpu().numpy() * len(x)
-        metrics += metric.double().cpu().numpy() * len(x)
+        piece = slice(i, min(i + size, len(split)))
+        loss, metric = passes.evaluate(parameters, constants, *split[piece])
+        losses += loss.double().cpu().numpy() * (piece.stop - i)
+        metrics += metric.double().cpu().numpy() * (piece.stop - i)
     return losses / len(split), metrics / len(split)

@@ -122,7 +122,7 @@ class Updates:
         ) and all(bound is None for bound in self._norms)
 
     def train(
-        self, tape: TrainingTape, data: tuple[Tensor, Tensor], order: Tensor, losses: Tensor
+        self, tape: TrainingTape, data: Sequence[Tensor], order: Tensor, losses: Tensor
     ) -> None:
         """Advance all replicas by as many steps as there are losses, in place.
 

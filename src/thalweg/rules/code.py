@@ -78,6 +78,8 @@ class _Content:
         self.found = self._of(value)
 
     def _of(self, value: Any) -> Any:
+        while hasattr(value, "__wrapped__"):  # by functools.cache, say, or a checker of types
+            value = value.__wrapped__
         kind = type(value).__qualname__
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
             return kind, value
@@ -90,7 +92,7 @@ class _Content:
         if isinstance(value, ModuleType):
             return kind, value.__name__
         if hasattr(value, "dtype") and hasattr(value, "tolist"):  # of NumPy or torch
-            return kind, str(value.dtype), value.tolist()
+            return kind, str(value.dtype), tuple(value.shape), _numbers(value)
         if id(value) in self._seen:  # which may have led here
             return kind, self._seen[id(value)][0]
         self._seen[id(value)] = len(self._seen), value
@@ -101,8 +103,6 @@ class _Content:
         if isinstance(value, FunctionType) and not _is_installed(value.__module__):
             given = value.__defaults__, value.__kwdefaults__
             return instructions(value.__code__), *map(self._of, (*given, leans_on(value)))
-        if hasattr(value, "__wrapped__"):  # by functools.cache, say
-            return (self._of(value.__wrapped__),)
         if isinstance(value, partial):
             return tuple(map(self._of, (value.func, value.args, value.keywords)))
         if isinstance(value, MethodType):
@@ -114,6 +114,16 @@ class _Content:
             kept = [f.name for f in fields(value) if f.name not in _WORDS]
             return tuple((k, self._of(getattr(value, k))) for k in kept)
         return *name, self._of(getattr(value, "__dict__", None))
+
+
+def _numbers(array: Any) -> str:
+    """Hash of an array's or a tensor's numbers, which may be too many to write down."""
+    if hasattr(array, "detach"):
+        import torch
+
+        array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    whole = array.tolist() if array.dtype.hasobject else array.tobytes()
+    return sha256(whole if isinstance(whole, bytes) else repr(whole).encode()).hexdigest()
 
 
 @cache

@@ -50,7 +50,7 @@ class TaskSummary:
             task.metric.name,
             task.metric.percent,
             task.metric.higher_is_better,
-            task.loss_name,
+            task.loss.label,
             task.parameters,
             len(task.train),
             len(task.validation),

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from thalweg.errors import ArgumentError
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.registry import BUILT_IN, MAIN, OPTIMIZERS, enter, key
 from thalweg.replicas import Budget
@@ -27,18 +28,8 @@ METHOD = 1
 DEFAULT_RATES = 9
 
 
-class StudyError(ValueError):
-    """Something asked of a study that cannot be done.
-
-    Attributes:
-        argument: the argument of `thalweg.study` at fault, ``batch_size`` say.
-        problem: one sentence with the value and what to do.
-    """
-
-    def __init__(self, argument: str, problem: str) -> None:
-        super().__init__(f"{argument}: {problem}")
-        self.argument = argument
-        self.problem = problem
+class StudyError(ArgumentError):
+    """Something asked of a study that cannot be done."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,19 @@
 """What is trained: model factory, data, loss and metric; built-in and a person's own."""
 
 from thalweg.tasks.builtin import TASKS, load
-from thalweg.tasks.task import Metric, Split, Task
+from thalweg.tasks.losses import LOSSES
+from thalweg.tasks.metrics import METRICS
+from thalweg.tasks.task import Batch, Loss, Metric, Split, Task, TaskError
 
-__all__ = ["TASKS", "Metric", "Split", "Task", "load"]
+__all__ = [
+    "LOSSES",
+    "METRICS",
+    "TASKS",
+    "Batch",
+    "Loss",
+    "Metric",
+    "Split",
+    "Task",
+    "TaskError",
+    "load",
+]

@@ -6,34 +6,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from thalweg.tasks.task import Metric, Split, Task
+from thalweg.tasks.task import Split, Task
 
 __all__ = ["TASKS", "load"]
 
-ACCURACY = Metric(
-    "accuracy",
-    lambda outputs, y: (outputs.argmax(-1) == y).to(outputs.dtype).mean(),
-    percent=True,
-)
-ERROR = Metric(
-    "mean absolute error",
-    lambda outputs, y: (outputs - y).abs().mean(),
-    higher_is_better=False,
-)
-
 # The split is part of the task, so that seeds vary initial weights and batches alone.
 SPLIT_SEED = 0
-
-
-def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of logits ``(batch, classes)`` and class indices ``(batch,)``.
-
-    The same value as `torch.nn.functional.cross_entropy` without its options, whose masks cost
-    replicas a third of a step.
-    """
-    return (outputs.logsumexp(-1) - outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)).mean()
 
 
 def _mlp(*widths: int) -> Callable[[], nn.Module]:
@@ -82,16 +62,15 @@ def _classification(name: str, title: str, loader: str, hidden: int, target: flo
     train, validation, test = _split(x, y, classes=True)
     model = _mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
     return Task(
-        name,
-        title,
-        model,
-        train,
-        validation,
-        test,
-        cross_entropy,
-        ACCURACY,
-        target,
-        loss_name="cross-entropy",
+        name=name,
+        title=title,
+        model=model,
+        train=train,
+        validation=validation,
+        test=test,
+        loss="cross_entropy",
+        metric="accuracy",
+        target=target,
     )
 
 
@@ -101,15 +80,14 @@ def _regression(name: str, title: str, loader: str, hidden: int) -> Task:
     x, y = getattr(datasets, loader)(return_X_y=True)
     train, validation, test = _split(x, y, classes=False)
     return Task(
-        name,
-        title,
-        _mlp(x.shape[1], hidden, hidden, 1),
-        train,
-        validation,
-        test,
-        nn.functional.mse_loss,
-        ERROR,
-        loss_name="mean squared error",
+        name=name,
+        title=title,
+        model=_mlp(x.shape[1], hidden, hidden, 1),
+        train=train,
+        validation=validation,
+        test=test,
+        loss="mse",
+        metric="mae",
     )
 
 

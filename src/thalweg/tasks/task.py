@@ -1,14 +1,25 @@
 """What is trained: a model factory, data in three parts, a loss and a metric."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from typing import Any, TypeAlias
 
-from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Metric", "Split", "Task"]
+from thalweg.errors import ArgumentError
+from thalweg.rules.code import digest
+
+__all__ = ["Batch", "Loss", "Metric", "Split", "Task", "TaskError"]
+
+# A model with several inputs takes a tuple as its positional arguments, a dictionary by name.
+Batch: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
+
+
+class TaskError(ArgumentError):
+    """Data, a model, a loss or a metric that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -16,30 +27,66 @@ class Split:
     """One part of a data set.
 
     Attributes:
-        x: inputs, ``(samples, *features)``.
-        y: targets, ``(samples, *)``.
+        x: inputs, ``(samples, *features)``; of a model with several inputs a tuple or dictionary
+            of such tensors.
+        y: targets, ``(samples, *)``, likewise.
 
     Raises:
         ValueError: if there are none, or not as many of one as of the other.
     """
 
-    x: Shaped[Tensor, "samples *features"]
-    y: Shaped[Tensor, "targets *target"]
+    x: Batch
+    y: Batch
 
     def __post_init__(self) -> None:
-        if len(self.x) != len(self.y) or not len(self.x):
+        inputs, targets = ([len(t) for t in tree_leaves(part)] for part in (self.x, self.y))
+        counts = {*inputs, *targets}
+        if len(counts) != 1 or not inputs or not targets or not counts - {0}:
             raise ValueError(
-                f"a Split needs as many targets as inputs, and at least one; it got {len(self.x)} "
-                f"inputs and {len(self.y)} targets"
+                f"a Split needs as many targets as inputs, and at least one; it got "
+                f"{_counts(inputs)} inputs and {_counts(targets)} targets"
             )
 
     def __len__(self) -> int:
         """How many samples."""
-        return len(self.x)
+        return len(tree_leaves(self.y)[0])
+
+    def __getitem__(self, index: Any) -> tuple[Any, Any]:
+        """Inputs and targets of some samples; ``index`` as tensors take it."""
+        chosen: tuple[Any, Any] = tree_map(lambda t: t[index], (self.x, self.y))
+        return chosen
 
     def to(self, device: str) -> "Split":
         """The same on another device."""
-        return Split(self.x.to(device), self.y.to(device))
+        return Split(*tree_map(lambda t: t.to(device), (self.x, self.y)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of inputs and targets, one after another."""
+        return list(tree_leaves((self.x, self.y)))
+
+
+def _counts(lengths: list[int]) -> str:
+    return " and ".join(map(str, dict.fromkeys(lengths))) or "no"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What training makes small.
+
+    Attributes:
+        name: one word, as typed.
+        of: ``(outputs, targets) -> scalar tensor``, a mean over the batch.
+        label: as axes print it; the name by default.
+    """
+
+    name: str
+    of: Callable[[Any, Any], Tensor]
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
 
 
 @dataclass(frozen=True)
@@ -54,38 +101,109 @@ class Metric:
     """
 
     name: str
-    of: Callable[[Tensor, Tensor], Float[Tensor, ""]]
+    of: Callable[[Any, Any], Tensor]
     higher_is_better: bool = True
     percent: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Task:
     """A model, data, a loss and a metric.
 
-    Attributes:
+    Args:
+        model: makes a freshly initialised module; called under a seed. A module with several
+            inputs is called with a tuple's parts, or with a dictionary's by name.
+        train: what gradients come from: ``(x, y)`` of tensors or arrays, a `Split`, a torch
+            ``Dataset`` or ``DataLoader`` (whose ``collate_fn`` is applied to the whole of its data
+            set, once), or the path of an ``.npz`` file with arrays ``x`` and ``y``.
+        validation: what settings are chosen on, likewise; by default a fifth of all samples,
+            taken from those for training, in fixed random order and by class.
+        test: what the chosen settings are reported on, likewise.
+        loss: name in `thalweg.tasks.LOSSES`, a function ``(outputs, targets) -> scalar tensor``
+            that is a mean over the batch, or a `Loss`. By default cross-entropy for targets that
+            are integers, the mean squared error for others.
+        metric: name in `thalweg.tasks.METRICS`, a function, a fraction of which more is better, or
+            a `Metric`. By default accuracy or the mean absolute error.
         name: one word, as typed.
-        title: a few words, as reports print it.
-        model: makes a freshly initialised module; called under a seed.
-        train: what gradients come from.
-        validation: what settings are chosen on.
-        test: what the chosen settings are reported on.
-        loss: ``(outputs, targets) -> scalar tensor``, a mean over the batch.
-        metric: see `Metric`.
+        title: a few words, as reports print it; the name by default.
         target: the validation metric that counts as trained, for time to target; None for none.
-        loss_name: as axes print it.
+        batch_size: samples a step unless told otherwise; that of a loader by default, or 32.
+        notes: what was done to the data, a sentence each, for a careful reader.
+        encodings: the same data encoded in other ways, this task among them, by name; a study
+            takes them as levels of a factor.
+
+    Attributes are the arguments, each in the form documented last.
+
+    Raises:
+        TaskError: for data, a loss or a metric that cannot be used, naming it.
     """
 
-    name: str
-    title: str
     model: Callable[[], nn.Module]
     train: Split
     validation: Split
     test: Split
-    loss: Callable[[Tensor, Tensor], Float[Tensor, ""]]
+    loss: Loss
     metric: Metric
-    target: float | None = None
-    loss_name: str = field(default="loss")
+    name: str
+    title: str
+    target: float | None
+    batch_size: int
+    notes: tuple[str, ...]
+    encodings: Mapping[str, "Task"]
+
+    def __init__(
+        self,
+        *,
+        model: Callable[[], nn.Module],
+        train: Any,
+        validation: Any = None,
+        test: Any = None,
+        loss: "str | Loss | Callable[[Any, Any], Tensor] | None" = None,
+        metric: "str | Metric | Callable[[Any, Any], Tensor] | None" = None,
+        name: str = "task",
+        title: str = "",
+        target: float | None = None,
+        batch_size: int | None = None,
+        notes: tuple[str, ...] = (),
+        encodings: "Mapping[str, Task] | None" = None,
+    ) -> None:
+        from thalweg.tasks.data import DEFAULT_BATCH, parts
+        from thalweg.tasks.losses import as_loss
+        from thalweg.tasks.metrics import as_metric
+
+        if not callable(model):
+            raise TaskError("model", f"must be a function that makes a module, got {model!r}")
+        if isinstance(model, nn.Module):
+            raise TaskError(
+                "model",
+                f"must be a function that makes a fresh module, as each run starts from its own "
+                f"weights; this is a {type(model).__name__} itself: give the function that made it",
+            )
+        found = parts(train, validation, test)
+        fields = {
+            "model": model,
+            "train": found.train,
+            "validation": found.validation,
+            "test": found.test,
+            "loss": as_loss(loss, found.train.y),
+            "metric": as_metric(metric, found.train.y),
+            "name": name,
+            "title": title or name,
+            "target": target,
+            "batch_size": batch_size or min(found.batch_size or DEFAULT_BATCH, len(found.train)),
+            "notes": (*notes, *found.notes),
+            "encodings": encodings or {},
+        }
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
+
+    def with_loss(self, loss: "str | Loss | Callable[[Any, Any], Tensor]") -> "Task":
+        """The same with another loss.
+
+        Raises:
+            TaskError: if there is none of that name.
+        """
+        return replace(self, loss=loss)  # type: ignore[arg-type]
 
     @cached_property
     def parameters(self) -> int:
@@ -94,10 +212,11 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what is trained: the data, the printed model, the names of loss and metric."""
-        digest = sha256(f"{self.name} {self.model()} {self.loss_name} {self.metric.name}".encode())
+        """Hash of what is trained: the data, the model, the loss and the metric, by their code."""
+        code = digest((self.model, self.loss.of, self.metric.of))
+        digested = sha256(f"{self.name} {self.model()} {code}".encode())
         for split in (self.train, self.validation, self.test):
-            for tensor in (split.x, split.y):
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+            for tensor in split.tensors:
+                digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digested.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+        return digested.hexdigest()[:16]
