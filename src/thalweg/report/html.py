@@ -1,8 +1,6 @@
 """The report: one HTML file that opens offline, verdict first."""
 
 import math
-import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from thalweg.figures import learning_curves, metric_against_lr, number, time_to_target
+from thalweg.files import whole
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.report.words import columns, metric_text, summary_rows, target_text
 from thalweg.studies import StudyResult
@@ -65,18 +64,8 @@ def write(result: StudyResult, path: str | Path) -> Path:
         method=_method(result),
         labels={name: OPTIMIZERS[name].label for name in result.spec.optimizers},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole(path) as file:
+        file.write_text(page, encoding="utf-8")
     return path
 
 
