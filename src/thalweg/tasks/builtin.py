@@ -2,29 +2,17 @@
 
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
 
+from thalweg.tasks.networks import mlp
 from thalweg.tasks.task import Split, Task
 
 __all__ = ["TASKS", "load"]
 
 # The split is part of the task, so that seeds vary initial weights and batches alone.
 SPLIT_SEED = 0
-
-
-def _mlp(*widths: int) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(pairwise(widths)):
-            layers += [nn.ReLU()] if i else []
-            layers += [nn.Linear(before, after)]
-        return nn.Sequential(*layers)
-
-    return make
 
 
 def _split(x: Any, y: Any, classes: bool) -> tuple[Split, Split, Split]:
@@ -60,7 +48,7 @@ def _classification(name: str, title: str, loader: str, hidden: int, target: flo
 
     x, y = getattr(datasets, loader)(return_X_y=True)
     train, validation, test = _split(x, y, classes=True)
-    model = _mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
+    model = mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
     return Task(
         name=name,
         title=title,
@@ -82,7 +70,7 @@ def _regression(name: str, title: str, loader: str, hidden: int) -> Task:
     return Task(
         name=name,
         title=title,
-        model=_mlp(x.shape[1], hidden, hidden, 1),
+        model=mlp(x.shape[1], hidden, hidden, 1),
         train=train,
         validation=validation,
         test=test,

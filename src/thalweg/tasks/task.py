@@ -119,11 +119,13 @@ class Task:
         validation: what settings are chosen on, likewise; by default a fifth of all samples,
             taken from those for training, in fixed random order and by class.
         test: what the chosen settings are reported on, likewise.
-        loss: name in `thalweg.tasks.LOSSES`, a function ``(outputs, targets) -> scalar tensor``
-            that is a mean over the batch, or a `Loss`. By default cross-entropy for targets that
-            are integers, the mean squared error for others.
+        loss: name in `thalweg.tasks.LOSSES`, with ``=value`` for one with a parameter
+            (``label_smoothing=0.2``); a function ``(outputs, targets) -> scalar tensor`` that is a
+            mean over the batch, or a `Loss`. By default cross-entropy for targets that are
+            integers, the mean squared error for others.
         metric: name in `thalweg.tasks.METRICS`, a function, a fraction of which more is better, or
-            a `Metric`. By default accuracy or the mean absolute error.
+            a `Metric`. By default accuracy for integers and for the loss ``bce``, the mean absolute
+            error for others.
         name: one word, as typed.
         title: a few words, as reports print it; the name by default.
         target: the validation metric that counts as trained, for time to target; None for none.
@@ -185,8 +187,8 @@ class Task:
             "train": found.train,
             "validation": found.validation,
             "test": found.test,
-            "loss": as_loss(loss, found.train.y),
-            "metric": as_metric(metric, found.train.y),
+            "loss": (chosen := as_loss(loss, found.train.y)),
+            "metric": as_metric(metric, found.train.y, chosen),
             "name": name,
             "title": title or name,
             "target": target,
