@@ -1,20 +1,11 @@
 """How much memory there is."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["available_memory"]
 
 CGROUPS = Path("/sys/fs/cgroup")
-# Limit and use, by version; the pages of read files count as used and can be given back.
-_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
-    ),
-)
 
 
 def available_memory() -> int:
@@ -24,27 +15,37 @@ def available_memory() -> int:
     return int(min([psutil.virtual_memory().available, *_left_in_groups()]))
 
 
-def _left_in_groups() -> list[int]:
-    """What each control group above this process leaves, where one has a limit."""
-    left = []
-    for folder in _groups():
-        for limit, used, stat, cached in _FILES:
-            try:
-                most, taken = ((folder / name).read_text().strip() for name in (limit, used))
-                kept = dict(line.split() for line in (folder / stat).read_text().splitlines())
-            except (OSError, ValueError):
-                continue
-            if most != "max":
-                left.append(max(0, int(most) - int(taken) + int(kept.get(cached, 0))))
-    return left
-
-
-def _groups() -> list[Path]:
-    """The folders of this process's control group (version 2) and of those above it."""
+def _left_in_groups() -> Iterator[int]:
+    """What each control group around this process leaves, where one has a limit."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return []
-    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    inside = CGROUPS / own.strip("/")
-    return [g for g in (inside, *inside.parents) if g.is_relative_to(CGROUPS) and g.is_dir()]
+        return
+    for line in lines:
+        _, kinds, own = line.split(":", 2)
+        if kinds == "":  # version 2
+            yield from _left(CGROUPS, own, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            yield from _left(CGROUPS / "memory", own, *names)
+
+
+def _left(root: Path, own: str, limit: str, used: str, cached: str) -> Iterator[int]:
+    """The same for a group and those above it.
+
+    In a container the group's own path is often that of the host, and its files are in the root.
+    """
+    inside = root / own.strip("/")
+    for group in (inside, *inside.parents):
+        if not group.is_relative_to(root):
+            return
+        try:
+            most, taken = ((group / name).read_text().strip() for name in (limit, used))
+            counts = dict(
+                entry.split() for entry in (group / "memory.stat").read_text().splitlines()
+            )
+        except (OSError, ValueError):
+            continue
+        if most != "max":
+            # Pages of files that were read count as used, and are given back when needed.
+            yield max(0, int(most) - int(taken) + int(counts.get(cached, 0)))
