@@ -190,7 +190,9 @@ def read_npz(part: str, given: Any) -> dict[str, Any]:
     try:
         if not opened:
             _look_into(part, Path(given))
-        with given if opened else np.load(given, allow_pickle=False) as arrays:
+        if opened:  # and closed by whom it belongs to
+            return {name: given[name] for name in given.files}
+        with np.load(given, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except ValueError as error:
         if "pickle" not in str(error).lower():

@@ -9,20 +9,25 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["defined", "first_line", "place", "quoted"]
+__all__ = ["defined", "first_line", "is_own", "place", "quoted"]
 
 
-def place(error: BaseException) -> str:
-    """``file.py:12``, the last line of a person's own that an error passed; empty if none."""
-    if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename):
+def place(error: BaseException, file: Path | None = None) -> str:
+    """``file.py:12``, the last line of a person's own that an error passed; empty if none.
+
+    Args:
+        error: as it was caught.
+        file: that a person named: lines in it come first, then those beside it.
+    """
+    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
         return f"{Path(error.filename).name}:{error.lineno}"
-    frame = _last(error)
+    frame = _last(error, file)
     return "" if frame is None else f"{Path(frame.filename).name}:{frame.lineno}"
 
 
-def quoted(error: BaseException) -> str:
+def quoted(error: BaseException, file: Path | None = None) -> str:
     """What stands on that line; empty if there is none."""
-    frame = _last(error)
+    frame = _last(error, file)
     if frame is None or frame.lineno is None:
         return ""
     return linecache.getline(frame.filename, frame.lineno).strip()
@@ -37,7 +42,7 @@ def defined(function: Callable[..., Any]) -> str:
         line = inspect.getsourcelines(function)[1]
     except (TypeError, OSError):
         return ""
-    return f"{Path(found).name}:{line}" if found and _is_own(found) else ""
+    return f"{Path(found).name}:{line}" if found and is_own(found) else ""
 
 
 def first_line(error: BaseException) -> str:
@@ -46,13 +51,15 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}"
 
 
-def _last(error: BaseException) -> traceback.FrameSummary | None:
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((f for f in reversed(frames) if _is_own(f.filename)), None)
+def _last(error: BaseException, file: Path | None) -> traceback.FrameSummary | None:
+    frames = traceback.extract_tb(error.__traceback__)[::-1]
+    inside = [f for f in frames if file is not None and Path(f.filename) == file]
+    beside = [f for f in frames if file is not None and Path(f.filename).parent == file.parent]
+    return next(iter([*inside, *beside, *(f for f in frames if is_own(f.filename))]), None)
 
 
 @cache
-def _is_own(filename: str) -> bool:
+def is_own(filename: str) -> bool:
     """Whether a file is neither Python's, nor this package's, nor installed."""
     if filename.startswith("<"):
         return False

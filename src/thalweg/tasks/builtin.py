@@ -1,7 +1,6 @@
 """The tasks that come with the package: real data that ships inside scikit-learn."""
 
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +10,12 @@ from torch import nn
 from thalweg.tasks.divide import divide
 from thalweg.tasks.task import Split, Task
 
-__all__ = ["TASKS", "load"]
+__all__ = ["TASKS", "mlp"]
 
 
-def _mlp(*widths: int) -> Callable[[], nn.Module]:
+def mlp(*widths: int) -> Callable[[], nn.Module]:
+    """A factory of networks of linear layers, from inputs to outputs, with ReLU between."""
+
     def make() -> nn.Module:
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(pairwise(widths)):
@@ -49,7 +50,7 @@ def _classification(name: str, title: str, loader: str, hidden: int, target: flo
 
     x, y = getattr(datasets, loader)(return_X_y=True)
     train, validation, test = _split(x, y, classes=True)
-    model = _mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
+    model = mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
     return Task(
         name=name,
         title=title,
@@ -71,7 +72,7 @@ def _regression(name: str, title: str, loader: str, hidden: int) -> Task:
     return Task(
         name=name,
         title=title,
-        model=_mlp(x.shape[1], hidden, hidden, 1),
+        model=mlp(x.shape[1], hidden, hidden, 1),
         train=train,
         validation=validation,
         test=test,
@@ -90,15 +91,3 @@ TASKS: dict[str, Callable[[], Task]] = {
         "diabetes", "diabetes progression (standardised)", "load_diabetes", 32
     ),
 }
-
-
-@cache
-def load(name: str) -> Task:
-    """A built-in task.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name]()
