@@ -1,8 +1,10 @@
 """What is trained: model factory, data, loss and metric; built-in and a person's own."""
 
-from thalweg.tasks.builtin import TASKS, load
+from thalweg.tasks.builtin import TASKS
+from thalweg.tasks.loading import load
 from thalweg.tasks.losses import LOSSES
 from thalweg.tasks.metrics import METRICS
+from thalweg.tasks.modules import load_module
 from thalweg.tasks.task import Batch, Loss, Metric, Split, Task, TaskError
 
 __all__ = [
@@ -16,4 +18,5 @@ __all__ = [
     "Task",
     "TaskError",
     "load",
+    "load_module",
 ]

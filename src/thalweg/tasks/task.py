@@ -193,7 +193,7 @@ class Task:
             "title": title or name,
             "target": target,
             "batch_size": batch_size or min(found.batch_size or DEFAULT_BATCH, len(found.train)),
-            "notes": (*notes, *found.notes),
+            "notes": tuple(dict.fromkeys((*notes, *found.notes))),
             "encodings": encodings or {},
         }
         for field, value in fields.items():
