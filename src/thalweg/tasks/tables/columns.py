@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.tasks.tables.options import Declared
-from thalweg.tasks.tables.read import Table
+from thalweg.tasks.tables.read import Table, quoted
 from thalweg.tasks.tables.values import Values, number_label, values
 from thalweg.tasks.task import TaskError
 
@@ -107,7 +107,7 @@ def describe(
             name,
             "ignored",
             f"its {len(known):,} values in the training rows are {len(present):,} different texts, "
-            f"as of names or numbers of rows; --nominal {name} keeps it",
+            f"as of names or numbers of rows; --nominal {quoted(name)} keeps it",
             missing=missing,
         )
     kind: Kind
@@ -165,7 +165,7 @@ def _numeric(
         return Column(
             name,
             "ignored",
-            f"it counts the rows, one after another; --numeric {name} keeps it",
+            f"it counts the rows, one after another; --numeric {quoted(name)} keeps it",
             missing=missing,
         )
     kind: Kind = "date" if read.kind == "date" else "numeric"

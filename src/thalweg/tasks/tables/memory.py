@@ -1,6 +1,6 @@
 """How much memory a table takes, and how much there is."""
 
-import resource
+from contextlib import suppress
 from pathlib import Path
 
 from thalweg.tasks.task import TaskError
@@ -17,9 +17,12 @@ def available() -> int:
 
     free = [psutil.virtual_memory().available]
     free += [left for left in map(_left, _GROUPS) if left is not None]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        free.append(limit - psutil.Process().memory_info().vms)
+    with suppress(ImportError):  # there are no such limits outside of Unix
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            free.append(limit - psutil.Process().memory_info().vms)
     return max(0, int(min(free)))
 
 

@@ -11,7 +11,7 @@ from thalweg.tasks.divide import divide
 from thalweg.tasks.tables.columns import Column, describe, read_features
 from thalweg.tasks.tables.memory import refuse_what_does_not_fit
 from thalweg.tasks.tables.options import Declared, check_names
-from thalweg.tasks.tables.read import Data, Table, nearest, read
+from thalweg.tasks.tables.read import Data, Table, nearest, quoted, read
 from thalweg.tasks.tables.target import Target, fit_target, read_target
 from thalweg.tasks.tables.values import Values, labelled, values
 from thalweg.tasks.task import TaskError
@@ -101,6 +101,7 @@ def features_of(found: Prepared, encoding: Mapping[str, str]) -> list[Column]:
         describe(name, read, train, found.declared, encoding.get(name, usual))
         for name, read in found.features.items()
     ]
+    _can_be_encoded(columns, encoding)
     used = [c for c in columns if c.encoding]
     if not used:
         reasons = "".join(f"; {c.name!r}: {c.why}" for c in columns)
@@ -117,6 +118,21 @@ def features_of(found: Prepared, encoding: Mapping[str, str]) -> list[Column]:
     return columns
 
 
+def _can_be_encoded(columns: Sequence[Column], encoding: Mapping[str, str]) -> None:
+    """Refuse encodings that no column, or not the one that is named, can have."""
+    categories = [c.name for c in columns if c.levels]
+    if "" in encoding and not categories:
+        raise TaskError(
+            "encodings", "can be compared of categories, and no column has any; see --nominal"
+        )
+    for name in encoding:
+        if name and name not in categories:
+            raise TaskError(
+                "encodings",
+                f"column {name!r} is not taken as categories; --nominal {quoted(name)} does that",
+            )
+
+
 def listed(found: Prepared, columns: Sequence[Column]) -> tuple[Column, ...]:
     """All columns of the table in its order, those included that are no features."""
     known = {c.name: c for c in columns} | {found.target.name: found.target}
@@ -125,8 +141,8 @@ def listed(found: Prepared, columns: Sequence[Column]) -> tuple[Column, ...]:
         if name not in known:
             why = (
                 "--drop" if name in declared.drop
-                else "--group" if name == declared.group
-                else "--time" if name == declared.time
+                else "--group, which rows are divided by" if name == declared.group
+                else "--time, which rows are divided by" if name == declared.time
                 else "it has no name, as numbers of rows have none"
             )  # fmt: skip
             known[name] = Column(name, "ignored", why)

@@ -1,6 +1,7 @@
 """From a file or a data frame to columns as they stand there."""
 
 import pickle
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 else:
     Data = Any  # pandas is imported when it is needed
 
-__all__ = ["Data", "Table", "nearest", "read"]
+__all__ = ["Data", "Table", "nearest", "quoted", "read"]
 
 _TEXT = {".csv": ",", ".txt": ",", ".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
@@ -100,11 +101,17 @@ def read(
 
 def nearest(name: str, names: "list[str]") -> str:
     """A few words on which names are like one that there is not."""
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    alike = {n.casefold().strip(): n for n in names}
+    near = [alike[n] for n in get_close_matches(name.casefold().strip(), alike, n=3, cutoff=0.5)]
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
     return f"there are {shown}"
+
+
+def quoted(name: str) -> str:
+    """A name as a shell takes it, on one line."""
+    return shlex.quote(name) if name.isprintable() else repr(name)
 
 
 def _look(path: Path, argument: str) -> None:

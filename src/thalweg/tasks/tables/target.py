@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thalweg.tasks.tables.columns import Column, counts_rows, sorted_labels
 from thalweg.tasks.tables.options import Declared
-from thalweg.tasks.tables.read import Table
+from thalweg.tasks.tables.read import Table, quoted
 from thalweg.tasks.tables.values import Values, labelled, number_label, values
 from thalweg.tasks.task import TaskError
 
@@ -92,7 +92,7 @@ def read_target(table: Table, declared: Declared) -> tuple[Values, Column]:
         raise TaskError(
             "target",
             f"column {name!r} of {table.name} has dates, which cannot be predicted; give "
-            f"--nominal {name} to take them as names of classes",
+            f"--nominal {quoted(name)} to take them as names of classes",
         )
     column = Column(name, "target", "", missing=int((~known).sum()))
     if read.numbers is None:
@@ -104,16 +104,16 @@ def read_target(table: Table, declared: Declared) -> tuple[Values, Column]:
     whole = bool((distinct == np.round(distinct)).all())
     few = whole and len(distinct) <= min(CLASSES, len(numbers) // ROWS_A_CLASS)
     if few and not numeric:
-        why = f"whole numbers with {len(distinct)} values; --numeric {name} for numbers"
+        why = f"whole numbers with {len(distinct)} values; --numeric {quoted(name)} for numbers"
         return labelled(read), _classes(table, column, labelled(read), why)
     counting = len(numbers) > CLASSES and counts_rows(numbers, np.flatnonzero(known))
     if counting and not numeric:
         raise TaskError(
             "target",
             f"column {name!r} of {table.name} counts the rows and says nothing about them; "
-            f"give another, or --numeric {name} if it is meant",
+            f"give another, or --numeric {quoted(name)} if it is meant",
         )
-    why = "--numeric" if numeric else f"numbers; --nominal {name} for classes"
+    why = "--numeric" if numeric else f"numbers; --nominal {quoted(name)} for classes"
     low, high = float(distinct[0]), float(distinct[-1])
     return read, replace(
         column, why=why, low=low, high=high, treatment="standardised", encoding="number"

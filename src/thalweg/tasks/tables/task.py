@@ -133,8 +133,9 @@ def table(
         columns = features_of(found, encoding)
         encoder, parts, notes = _encoded(found, [c for c in columns if c.encoding])
         outputs = found.answer.outputs
+        every = listed(found, columns)
         return TableTask(
-            columns=listed(found, columns),
+            columns=every,
             encoder=encoder,
             answer=found.answer,
             hidden=widths,
@@ -143,7 +144,7 @@ def table(
             metric=metric,
             name=short,
             title=title,
-            notes=(*found.notes, *_told(columns), *notes),
+            notes=(*found.notes, *_told(every), *notes),
             **parts,
         )
 
@@ -187,7 +188,11 @@ def _encoded(
 
 def _told(columns: Sequence[Column]) -> list[str]:
     """A sentence on each thing that was done to the columns."""
-    told = [f"Column {c.name!r} is ignored: {c.why}." for c in columns if c.kind == "ignored"]
+    told = [
+        f"Column {c.name!r} is ignored: {c.why}."
+        for c in columns
+        if c.kind == "ignored" and c.why != "--drop"
+    ]
     for c in columns:
         if c.missing and c.encoding:
             filled, _, _ = c.treatment.removeprefix("missing: ").partition(";")

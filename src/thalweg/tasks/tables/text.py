@@ -72,8 +72,8 @@ def _open(path: Path) -> io.BufferedReader:
 
 def _known(charset: str) -> None:
     try:
-        codecs.lookup(charset)
-    except LookupError:
+        "a".encode(charset)
+    except (LookupError, ValueError):
         raise TaskError(
             "charset", f"there is no {charset!r}; utf-8, latin-1, cp1252 and utf-16 are usual"
         ) from None
@@ -124,6 +124,8 @@ def _undecodable(path: Path, argument: str, charset: str, limit: int | None = No
                     f"0x{broken[error.start]:02x} (byte {byte + 1} of the file); if it was written "
                     f"by an older program, try --charset latin-1",
                 ) from None
+            except UnicodeError as error:
+                raise TaskError("charset", f"{path} is not {charset} ({error})") from None
             seen += len(block)
             if limit is not None and seen >= limit:
                 return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from thalweg.tasks.tables.read import Table
+from thalweg.tasks.tables.read import Table, quoted
 from thalweg.tasks.task import TaskError
 
 if TYPE_CHECKING:
@@ -270,6 +270,8 @@ def _of_labels(
         first = int(np.argmax(np.append(~right, False)[labels.codes]))
         raise _not(table, name, "a date", first, labels, argument)
     right = pd.to_numeric(texts, errors="coerce").notna().to_numpy()
+    if len(texts) and texts.str.fullmatch(r"[+-]?\d+(,\d+)?").all():
+        wanted = "numeric"  # with a decimal comma, which names would hide
     numeric = np.append(right, False)[labels.codes]
     known = labels.codes != -1
     share = numeric.sum() / max(1, known.sum())
@@ -287,7 +289,7 @@ def _finite(table: Table, name: str, numbers: NDArray[np.float64], argument: str
         raise TaskError(
             argument,
             f"column {name!r} of {table.name} has an infinite number in {place}; correct it, leave "
-            f"it empty, or leave the column out with --drop {_quoted(name)}",
+            f"it empty, or leave the column out with --drop {quoted(name)}",
         )
 
 
@@ -295,15 +297,18 @@ def _not(
     table: Table, name: str, what: str, row: int, column: Any, argument: str, said: str = ""
 ) -> TaskError:
     value = column.iloc[row] if hasattr(column, "iloc") else column[row]
-    text, option, place = str(value), _quoted(name), table.place(row)
+    text, place = str(value), table.place(row)
     if what == "a number" and text.replace(",", "", 1).lstrip("+-").isdigit():
         what += " (its decimal point must be a point)"
     where = f"{said}, and {place} has" if said else f" has in {place}"
+    remedy = "correct it or leave it empty"
+    if argument != "data":  # of training, where it can still be said what a column is
+        option = quoted(name)
+        remedy += f", take all of the column as names with --nominal {option}, or leave it out with"
+        remedy += f" --drop {option}"
     return TaskError(
         argument,
-        f"column {name!r} of {table.name}{where} {text!r:.60}, which is not {what}; correct it or "
-        f"leave it empty, take all of the column as names with --nominal {option}, or leave it out "
-        f"with --drop {option}",
+        f"column {name!r} of {table.name}{where} {text!r:.60}, which is not {what}; {remedy}",
     )
 
 
@@ -311,12 +316,5 @@ def _unusable(table: Table, name: str, what: str) -> TaskError:
     return TaskError(
         table.argument,
         f"column {name!r} of {table.name} has {what}, of which no numbers can be made; leave it "
-        f"out with --drop {_quoted(name)}",
+        f"out with --drop {quoted(name)}",
     )
-
-
-def _quoted(name: str) -> str:
-    """A name as a shell takes it."""
-    import shlex
-
-    return shlex.quote(name)
