@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from datetime import date, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -11,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from thalweg.tasks import Task
+    from thalweg.tasks.tables import Column, TableTask
 
 __all__ = ["DataOptions", "TaskName", "option_of", "print_columns", "takes_data"]
 
@@ -24,6 +26,8 @@ TaskName = Annotated[
 ]
 
 TABLE, IMAGES = "a table", "images"
+
+LEVELS = 4  # of a column, that are shown
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,49 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
+def print_columns(task: "TableTask") -> None:
+    """Show, on standard error, what each column is taken for, so that a person can correct it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    for heading in ("column", "taken for", "values", "missing", "because"):
+        shown.add_column(heading, justify="right" if heading == "missing" else "left")
+    for column in task.columns:
+        shown.add_row(
+            Text(column.name),
+            column.kind,
+            Text(_values(column)),
+            f"{column.missing:,}" if column.missing else "",
+            Text(column.why),
+        )
+    console = Console(stderr=True)
+    console.print(shown)
+    console.print(
+        f"{len(task.train):,} rows for training, {len(task.validation):,} for validation, "
+        f"{len(task.test):,} for test. Wrong? --nominal, --numeric, --ordinal, --drop.",
+        highlight=False,
+    )
+    for note in task.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+
+
+def _values(column: "Column") -> str:
+    if column.levels:
+        few = column.levels[:LEVELS]
+        more = len(column.levels) - len(few)
+        between = " < " if column.kind == "ordinal" else ", "
+        return between.join(few) + (f", … {more:,} more" if more else "")
+    if column.low is None or column.high is None:
+        return ""
+    if column.kind == "date":
+        return " to ".join(
+            str(date(1970, 1, 1) + timedelta(days=d)) for d in (column.low, column.high)
+        )
+    return f"{number(column.low)} to {number(column.high)}"
+
+
 def option_of(argument: str) -> str:
     """What a person types for an argument: ``--batch-size`` for ``batch_size``."""
     return "TASK" if argument == "task" else f"--{argument.replace('_', '-')}"
@@ -210,5 +257,5 @@ def takes_data(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {p.name: mine[p.name] for p in own} | {
         p.name: p.annotation for p in added
     }
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from thalweg.tasks.memory import available_memory
-from thalweg.tasks.task import Batch, TaskError
+from thalweg.tasks.split import Batch, TaskError
 
 __all__ = ["Role", "as_tensor", "batch", "read_npz", "room_for", "typed"]
 

@@ -7,7 +7,8 @@ import torch
 
 from thalweg.tasks.divide import divide
 from thalweg.tasks.networks import mlp
-from thalweg.tasks.task import Split, Task
+from thalweg.tasks.split import Split
+from thalweg.tasks.task import Task
 
 __all__ = ["TASKS"]
 

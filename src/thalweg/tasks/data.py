@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from thalweg.tasks.arrays import batch, read_npz
 from thalweg.tasks.divide import divide
 from thalweg.tasks.samples import of_dataset, of_loader
-from thalweg.tasks.task import Batch, Split, TaskError
+from thalweg.tasks.split import Batch, Split, TaskError
 
 __all__ = ["DEFAULT_BATCH", "Parts", "parts"]
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from thalweg.tasks.networks import cnn, mlp, resnet
-from thalweg.tasks.task import Split, Task, TaskError
+from thalweg.tasks.split import Split, TaskError
+from thalweg.tasks.task import Task
 
 __all__ = ["IMAGES", "images", "read_cifar", "read_idx"]
 

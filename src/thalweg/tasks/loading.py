@@ -6,11 +6,11 @@ from pathlib import Path
 from thalweg.tasks.builtin import TASKS
 from thalweg.tasks.modules import load_module
 from thalweg.tasks.npz import npz_task
-from thalweg.tasks.task import Task, TaskError
+from thalweg.tasks.split import TaskError
+from thalweg.tasks.tables.read import is_table
+from thalweg.tasks.task import Task
 
 __all__ = ["load"]
-
-TABLES = (".csv", ".tsv", ".parquet")
 
 
 def load(text: str) -> Task:
@@ -28,8 +28,12 @@ def load(text: str) -> Task:
     path, suffix = Path(text), Path(text).suffix.lower()
     if suffix == ".npz":
         return npz_task(path)
-    if suffix in TABLES:
-        raise TaskError("task", f"{text} is a table and needs --target, the column to predict")
+    if is_table(text):
+        raise TaskError(
+            "task",
+            f"{text} is a table, and which column is to be predicted is not said; give "
+            f"thalweg.table({text!r}, COLUMN)",
+        )
     if suffix == ".py" or Path(text.rpartition(":")[0]).suffix.lower() == ".py":
         return load_module(text)
     raise TaskError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from thalweg.tasks.task import Loss, TaskError
+from thalweg.tasks.split import TaskError
 
 __all__ = [
     "LOSSES",
@@ -24,6 +24,26 @@ __all__ = [
     "mae",
     "mse",
 ]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What training makes small.
+
+    Attributes:
+        name: one word, as typed.
+        of: ``(outputs, targets) -> scalar tensor``, a mean over the batch.
+        label: as axes print it; the name by default.
+    """
+
+    name: str
+    of: Callable[[Any, Any], Tensor]
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+
 
 # They are written with operations that the replicas' tape has, with which they train several times
 # faster than with some of torch's own functions; the values are those of torch's.

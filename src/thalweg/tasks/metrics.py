@@ -1,14 +1,33 @@
 """Metrics by name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
 
-from thalweg.tasks.task import Loss, Metric, TaskError
+from thalweg.tasks.losses import Loss
+from thalweg.tasks.split import TaskError
 
 __all__ = ["ACCURACY", "ERROR", "METRICS", "accuracy", "as_metric", "mae", "mse"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What results are compared by: a mean over samples of how well each is predicted.
+
+    Attributes:
+        name: as tables print it.
+        of: ``(outputs, targets) -> scalar tensor``, a mean over the batch, without side effects.
+        higher_is_better: True for an accuracy, False for an error.
+        percent: whether it is a fraction, to be printed in per cent.
+    """
+
+    name: str
+    of: Callable[[Any, Any], Tensor]
+    higher_is_better: bool = True
+    percent: bool = False
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from thalweg.tasks.blame import first_line, is_own, place
-from thalweg.tasks.task import Task, TaskError
+from thalweg.tasks.split import TaskError
+from thalweg.tasks.task import Task
 
 __all__ = ["load_module"]
 

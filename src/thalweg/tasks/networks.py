@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thalweg.tasks.task import TaskError
+from thalweg.tasks.split import TaskError
 
 __all__ = ["cnn", "mlp", "resnet"]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from thalweg.tasks.arrays import read_npz
 from thalweg.tasks.data import parts
 from thalweg.tasks.networks import mlp
-from thalweg.tasks.task import Split, Task, TaskError
+from thalweg.tasks.split import Split, TaskError
+from thalweg.tasks.task import Task
 
 __all__ = ["npz_task"]
 

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from thalweg.tasks.arrays import as_tensor, room_for
 from thalweg.tasks.blame import first_line, place
-from thalweg.tasks.task import TaskError
+from thalweg.tasks.split import TaskError
 
 __all__ = ["DRAWN", "of_dataset", "of_loader"]
 

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
 from thalweg.tasks.blame import defined, first_line, place, quoted
-from thalweg.tasks.task import Batch, Loss, Metric, Task, TaskError
+from thalweg.tasks.losses import Loss
+from thalweg.tasks.metrics import Metric
+from thalweg.tasks.split import Batch, TaskError
+from thalweg.tasks.task import Task
 
 __all__ = ["FirstBatch", "TensorKind", "called", "first_batch", "kinds", "same_start"]
 

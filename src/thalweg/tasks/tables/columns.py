@@ -7,10 +7,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.tasks.split import TaskError
 from thalweg.tasks.tables.options import Declared
 from thalweg.tasks.tables.read import Table, quoted
 from thalweg.tasks.tables.values import Values, number_label, values
-from thalweg.tasks.task import TaskError
 
 __all__ = ["MANY", "Column", "Kind", "counts_rows", "describe", "read_features", "sorted_labels"]
 

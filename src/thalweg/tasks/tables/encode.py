@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from thalweg.tasks.split import Batch, TaskError
 from thalweg.tasks.tables.columns import Column
 from thalweg.tasks.tables.read import Table
 from thalweg.tasks.tables.values import Values, values
-from thalweg.tasks.task import Batch, TaskError
 
 if TYPE_CHECKING:
     import pandas as pd

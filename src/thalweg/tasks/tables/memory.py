@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from thalweg.tasks.task import TaskError
+from thalweg.tasks.split import TaskError
 
 __all__ = ["available", "refuse_what_does_not_fit", "shown"]
 

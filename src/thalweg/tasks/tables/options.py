@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from thalweg.tasks.tables.read import Table, nearest
-from thalweg.tasks.task import TaskError
+from thalweg.tasks.split import TaskError
+from thalweg.tasks.tables.read import Table, listing, nearest
 
 __all__ = ["Declared", "Encoding", "check_names", "encodings_of", "orders"]
 
@@ -100,6 +100,10 @@ def check_names(table: Table, declared: Declared, encodings: Mapping[str, tuple[
         TaskError: naming the option and the column.
     """
     names = list(table.columns)
+    if not declared.target:
+        raise TaskError(
+            "target", f"say which column of {table.name} is to be predicted: {listing(names)}"
+        )
     single = {"target": declared.target, "group": declared.group, "time": declared.time}
     said = {k: (v,) for k, v in single.items() if v is not None} | {
         "numeric": declared.numeric,

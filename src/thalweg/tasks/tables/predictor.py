@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thalweg.tasks.split import TaskError
 from thalweg.tasks.tables.columns import Column
 from thalweg.tasks.tables.encode import BLOCK, Encoder, conform
 from thalweg.tasks.tables.memory import available, shown
 from thalweg.tasks.tables.network import network
 from thalweg.tasks.tables.read import Data, read
 from thalweg.tasks.tables.target import Target
-from thalweg.tasks.task import TaskError
 
 if TYPE_CHECKING:
     import pandas as pd

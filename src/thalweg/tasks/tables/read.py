@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from thalweg.tasks.split import TaskError
 from thalweg.tasks.tables.memory import refuse_what_does_not_fit
-from thalweg.tasks.task import TaskError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     Data = Any  # pandas is imported when it is needed
 
-__all__ = ["Data", "Table", "nearest", "quoted", "read"]
+__all__ = ["Data", "Table", "is_table", "listing", "nearest", "quoted", "read"]
 
 _TEXT = {".csv": ",", ".txt": ",", ".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
@@ -45,6 +45,12 @@ class Table:
     rows: int
     unnamed: tuple[str, ...]
     place: Callable[[int], str]
+
+
+def is_table(text: str) -> bool:
+    """Whether what a person types for a task is meant as the path of a table, by its ending."""
+    ending = Path(text).suffix.lower()
+    return ending not in ("", ".npz") and ending.partition(":")[0] != ".py"
 
 
 def read(
@@ -105,8 +111,12 @@ def nearest(name: str, names: "list[str]") -> str:
     near = [alike[n] for n in get_close_matches(name.casefold().strip(), alike, n=3, cutoff=0.5)]
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
-    shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
-    return f"there are {shown}"
+    return f"there are {listing(names)}"
+
+
+def listing(names: "list[str]") -> str:
+    """The first few names."""
+    return ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
 
 
 def quoted(name: str) -> str:

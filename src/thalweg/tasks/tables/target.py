@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thalweg.tasks.split import TaskError
 from thalweg.tasks.tables.columns import Column, counts_rows, sorted_labels
 from thalweg.tasks.tables.options import Declared
 from thalweg.tasks.tables.read import Table, quoted
 from thalweg.tasks.tables.values import Values, labelled, number_label, values
-from thalweg.tasks.task import TaskError
 
 __all__ = ["Target", "fit_target", "read_target"]
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from thalweg.tasks.losses import Loss
+from thalweg.tasks.metrics import Metric
+from thalweg.tasks.split import Split, TaskError
 from thalweg.tasks.tables.columns import Column
 from thalweg.tasks.tables.encode import Encoder, check_orders, conform, fit, unseen
 from thalweg.tasks.tables.network import network
@@ -17,7 +20,7 @@ from thalweg.tasks.tables.prepare import Prepared, features_of, listed, prepare
 from thalweg.tasks.tables.read import Data
 from thalweg.tasks.tables.target import Target
 from thalweg.tasks.tables.values import Values
-from thalweg.tasks.task import Loss, Metric, Split, Task, TaskError
+from thalweg.tasks.task import Task
 
 __all__ = ["TableTask", "table"]
 
@@ -67,7 +70,7 @@ class TableTask(Task):
 
 def table(
     data: Data,
-    target: str,
+    target: str | None = None,
     *,
     numeric: Sequence[str] = (),
     nominal: Sequence[str] = (),
@@ -94,8 +97,9 @@ def table(
 
     Args:
         data: path of a CSV, TSV or Parquet file, or a data frame.
-        target: the column to be predicted. Text, truth values and whole numbers with at most 20
-            values, each five times on average, are classes; other numbers a regression.
+        target: the column to be predicted; it has to be said. Text, truth values and whole numbers
+            with at most 20 values, each five times on average, are classes; other numbers a
+            regression.
         numeric: columns to be taken as numbers, the target may be one.
         nominal: columns to be taken as names, the target may be one.
         ordinal: labels of columns from low to high, by column, or as ``size=S<M<L<XL``.
@@ -119,7 +123,7 @@ def table(
         TaskError: for what cannot be read, understood or learned from, in a sentence.
     """
     declared = Declared(
-        target, tuple(numeric), tuple(nominal), orders(ordinal), tuple(drop), group, time
+        target or "", tuple(numeric), tuple(nominal), orders(ordinal), tuple(drop), group, time
     )
     ways = encodings_of(encodings)
     widths = _widths(hidden)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.tasks.split import TaskError
 from thalweg.tasks.tables.read import Table, quoted
-from thalweg.tasks.task import TaskError
 
 if TYPE_CHECKING:
     import pandas as pd
