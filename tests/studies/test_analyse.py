@@ -30,6 +30,8 @@ def records(results, metric_of=lambda v: v, target_epochs=None):
                     {
                         "run": f"{optimizer}{lr}{seed}",
                         "optimizer": optimizer,
+                        "loss": "",
+                        "encoding": "",
                         "lr": lr,
                         "seed": seed,
                         "outcome": value if failed else "completed",
@@ -41,6 +43,7 @@ def records(results, metric_of=lambda v: v, target_epochs=None):
                         if target_epochs is None
                         else target_epochs[optimizer][seed],
                         "seconds_to_target": NAN,
+                        "seconds": 1.0,
                     }
                 )
     spec = StudySpec(
@@ -59,6 +62,8 @@ def records(results, metric_of=lambda v: v, target_epochs=None):
         columns=[
             "run",
             "optimizer",
+            "loss",
+            "encoding",
             "lr",
             "seed",
             "epoch",

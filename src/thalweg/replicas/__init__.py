@@ -1,6 +1,7 @@
 """Many copies of one model trained in one pass: stack, forward and backward, step, drop."""
 
-from thalweg.replicas.program import Backend
+from thalweg.replicas.program import Backend, Program
+from thalweg.replicas.start import at_start
 from thalweg.replicas.train import Budget, Evaluation, Programs, probe, step_seconds, train
 from thalweg.replicas.update import Replica
 
@@ -8,8 +9,10 @@ __all__ = [
     "Backend",
     "Budget",
     "Evaluation",
+    "Program",
     "Programs",
     "Replica",
+    "at_start",
     "probe",
     "step_seconds",
     "train",

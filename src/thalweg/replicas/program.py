@@ -53,6 +53,12 @@ class Model:
             return functional_call(module, tensors, (), x)
         return functional_call(module, tensors, x if isinstance(x, tuple) else (x,))
 
+    def tensors_of(self, place: int, parameters: Tensors, constants: Tensors) -> dict[str, Tensor]:
+        """Copies of one replica's tensors by name, from stacks ``(replicas, *shape)``."""
+        names = (*self.parameters, *self.constants)
+        stacks = zip(names, (*parameters, *constants), strict=True)
+        return {name: stack[place].detach().clone() for name, stack in stacks}
+
 
 @dataclass(frozen=True)
 class Program:

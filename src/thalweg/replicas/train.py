@@ -1,8 +1,8 @@
 """The training loop of a chunk: all its replicas from first step to last."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -16,7 +16,16 @@ from thalweg.replicas.program import Backend, Model, Program, build, stack
 from thalweg.replicas.update import Replica, Updates
 from thalweg.tasks import Batch, Split, Task
 
-__all__ = ["Budget", "Evaluation", "Programs", "probe", "step_seconds", "train"]
+__all__ = [
+    "Budget",
+    "Evaluation",
+    "Programs",
+    "RandomStream",
+    "piece",
+    "probe",
+    "step_seconds",
+    "train",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Programs: TypeAlias = dict[tuple[Any, ...], Program]
@@ -59,6 +68,8 @@ class Evaluation:
         seconds: training time so far, evaluation left out: an equal share of the passes, and the
             own update; on a tape, where they are one, an equal share of both among the replicas
             of the same rule.
+        weights: after the last step, of each replica whose weights were asked for its trained
+            parameters and its buffers, by name; those that answers are given with.
     """
 
     step: int
@@ -71,6 +82,7 @@ class Evaluation:
     test_loss: Array
     test_metric: Array
     seconds: Array
+    weights: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 class _Batches:
@@ -80,6 +92,7 @@ class _Batches:
         self._split = split
         self._device = split.tensors[0].device
         self._budget = budget
+        self.size = budget.batch_size
         distinct = sorted(set(seeds))
         self.shared = len(distinct) == 1
         self._generators = [torch.Generator().manual_seed(seed) for seed in distinct]
@@ -103,7 +116,7 @@ class _Batches:
 
     def __call__(self, i: int) -> tuple[Batch, Batch]:
         """Batch ``i`` of the epoch: ``(batch, *)`` if shared, else ``(replicas, batch, *)``."""
-        size = self._budget.batch_size
+        size = self.size
         index = self._order[:, i * size : (i + 1) * size]
         if self.shared:
             return self._split[index[0]]
@@ -137,6 +150,7 @@ def train(
     draw_seed: int = 0,
     programs: Programs | None = None,
     stop: Callable[[Evaluation], Sequence[int]] = lambda evaluation: (),
+    keep: Sequence[int] = (),
 ) -> Iterator[Evaluation]:
     """Train replicas of one model together, each by its own rule and from its own seed.
 
@@ -149,8 +163,9 @@ def train(
         backend: how passes run.
         device: as torch names it.
         draw_seed: of random numbers drawn while training (dropout).
-        programs: passes already built for this task, to be used and added to.
+        programs: passes already built, to be used and added to.
         stop: given an evaluation, which of its replicas to stop.
+        keep: replicas whose weights the last evaluation is to carry.
 
     Yields:
         An `Evaluation` after every epoch and after the last step.
@@ -165,7 +180,7 @@ def train(
     alive = np.ones(len(replicas), dtype=bool)  # of the places
     limit: Array | None = None
     seconds = np.zeros(len(replicas))
-    state = _Random(draw_seed)
+    state = RandomStream(draw_seed)
 
     def program() -> Program:
         return _passes(task, model, parameters, constants, batches, backend, device, programs)
@@ -206,6 +221,11 @@ def train(
         last = step == budget.steps
         nothing = np.full(len(present), np.nan)
         tested = _evaluate(passes, parameters, constants, test) if last else (nothing, nothing)
+        weights = {
+            replica: model.tensors_of(place, parameters, constants)
+            for place, replica in enumerate(present.tolist())
+            if last and replica in keep and alive[place]
+        }
         updates.return_from(moved)
         evaluation = Evaluation(
             step,
@@ -218,6 +238,7 @@ def train(
             tested[0][alive],
             tested[1][alive],
             (seconds[present] + updates.seconds)[alive],
+            weights,
         )
         stopped = np.isin(present, list(stop(evaluation)))
         yield evaluation
@@ -254,7 +275,7 @@ def step_seconds(
     batches = _Batches(data, [r.seed for r in replicas], budget)
     passes = _passes(task, model, parameters, constants, batches, "eager", device, programs)
     times = []
-    with _Random(0):
+    with RandomStream(0):
         for _ in range(5):
             start = perf_counter()
             passes.step(parameters, constants, *batches(0))
@@ -272,18 +293,23 @@ def _passes(
     device: str,
     programs: Programs | None,
 ) -> Program:
-    """Passes for these stacks, taken from those already built where shapes agree."""
-    programs = {} if programs is None else programs
-    key = (len(parameters[0]), batches.shared, backend, device)
+    """Passes for these stacks, taken from those already built where task and shapes agree."""
+
+    def made() -> Program:
+        return build(task, model, parameters, constants, batches(0), batches.shared, backend)
+
+    if programs is None:
+        return made()
+    # Passes fit a model, a loss and the shape of a batch.
+    what = task.fingerprint, batches.size
+    key = (*what, len(parameters[0]), batches.shared, backend, device)
     if key not in programs:
         # Two threads may both build; the later one's stays, and they are the same.
-        programs[key] = build(
-            task, model, parameters, constants, batches(0), batches.shared, backend
-        )
+        programs[key] = made()
     return programs[key]
 
 
-class _Random:
+class RandomStream:
     """A stream of random numbers for the steps of a chunk, apart from everybody else's."""
 
     def __init__(self, seed: int) -> None:
@@ -298,18 +324,23 @@ class _Random:
         torch.set_rng_state(self._outside)
 
 
+def piece(split: Split, replicas: int, samples: int) -> int:
+    """How many samples of a data set passes take at once: equal pieces of so many in all."""
+    width: int = sum(t[0].numel() for t in tree_leaves(split.x))
+    fits = max(1, PIECE // (replicas * max(1, width)))
+    return -(-samples // -(-samples // fits))
+
+
 def _evaluate(
     passes: Program, parameters: list[Tensor], constants: list[Tensor], split: Split
 ) -> tuple[Array, Array]:
     """Mean loss and metric of every replica over a data set, ``(replicas,)`` each, float64."""
     replicas = len(parameters[0])
-    width = sum(t[0].numel() for t in tree_leaves(split.x))
-    fits = max(1, PIECE // (replicas * max(1, width)))
-    size = -(-len(split) // -(-len(split) // fits))
+    size = piece(split, replicas, len(split))
     losses, metrics = np.zeros(replicas), np.zeros(replicas)
     for i in range(0, len(split), size):
-        piece = slice(i, min(i + size, len(split)))
-        loss, metric = passes.evaluate(parameters, constants, *split[piece])
-        losses += loss.double().cpu().numpy() * (piece.stop - i)
-        metrics += metric.double().cpu().numpy() * (piece.stop - i)
+        part = slice(i, min(i + size, len(split)))
+        loss, metric = passes.evaluate(parameters, constants, *split[part])
+        losses += loss.double().cpu().numpy() * (part.stop - i)
+        metrics += metric.double().cpu().numpy() * (part.stop - i)
     return losses / len(split), metrics / len(split)

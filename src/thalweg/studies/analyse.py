@@ -1,44 +1,28 @@
 """Records to verdict: pure functions from data frames to data frames and one sentence."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
-from thalweg.optim.registry import OPTIMIZERS
+from thalweg.studies.arms import KEYS, Arm, arms, listed
+from thalweg.studies.effects import by_seed, effect_notes, effects_of
+from thalweg.studies.intervals import CONFIDENCE, Interval, interval, shown
 from thalweg.studies.spec import StudySpec
 from thalweg.studies.store import OUTCOMES
 from thalweg.tasks import Metric
 
 __all__ = ["Analysis", "Interval", "analyse", "interval"]
 
-CONFIDENCE = 0.95
-# Below this many seeds a bootstrap covers too little, and Student's t is used.
-BOOTSTRAP_FROM = 10
-STUDENT = "Student's t"
+# Columns that say which arm a row is of.
+_ARM = ("arm", *KEYS, "levels")
 # "As good as the best" for sensitivity: one percentage point, or 1 % of an error.
 NEAR = 0.01
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and how sure it is.
-
-    Attributes:
-        mean: NaN of no values.
-        low, high: NaN of fewer than two values.
-        method: "Student's t, 5 seeds".
-    """
-
-    mean: float
-    low: float
-    high: float
-    method: str
+# Tied arms that the verdict names; of more it says how many.
+NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -49,48 +33,18 @@ class Analysis:
     summary: pd.DataFrame
     comparisons: pd.DataFrame
     best_curves: pd.DataFrame
+    effects: pd.DataFrame
     verdict: str
     notes: list[str]
 
 
-def interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """Confidence interval of a mean over seeds.
-
-    Student's t below ten values; from there the bias-corrected and accelerated bootstrap (Efron,
-    1987) of `scipy.stats.bootstrap`, with a fixed seed.
-
-    Args:
-        values: one finite number a seed.
-        confidence: in (0, 1).
-    """
-    x = np.asarray(values, dtype=np.float64)
-    n = len(x)
-    if n < 2:
-        mean = float(x[0]) if n else math.nan
-        return Interval(mean, math.nan, math.nan, f"no interval, {n} seed{'s' * (n != 1)}")
-    mean = float(x.mean())
-    method = f"{'bootstrap' if n >= BOOTSTRAP_FROM else STUDENT}, {n} seeds"
-    if np.ptp(x) == 0:
-        return Interval(mean, mean, mean, method)
-    if n < BOOTSTRAP_FROM:
-        half = stdtrit(n - 1, 0.5 + confidence / 2) * x.std(ddof=1) / math.sqrt(n)
-        return Interval(mean, mean - half, mean + half, method)
-    from scipy import stats  # takes half a second to import
-
-    with warnings.catch_warnings():
-        # Values that take few distinct levels make SciPy warn; the interval stands.
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
-            (x,),
-            np.mean,
-            confidence_level=confidence,
-            n_resamples=9999,
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), method)
-
-
-def analyse(spec: StudySpec, metric: Metric, runs: pd.DataFrame, curves: pd.DataFrame) -> Analysis:
+def analyse(
+    spec: StudySpec,
+    metric: Metric,
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    models: pd.DataFrame | None = None,
+) -> Analysis:
     """Everything that follows from the records of a study.
 
     Args:
@@ -98,20 +52,25 @@ def analyse(spec: StudySpec, metric: Metric, runs: pd.DataFrame, curves: pd.Data
         metric: of the task.
         runs: one row a run, as `Store.frames` gives them.
         curves: one row a run and epoch, likewise.
+        models: one row a combination of levels, with ``parameters``, and ``start_loss`` and
+            ``gradient_norm`` at the initial weights; what is not known may be left out.
     """
-    trials = _trials(spec, metric, runs)
-    summary = _summary(spec, metric, trials, runs)
+    compared = arms(spec)
+    trials = _trials(spec, metric, compared, runs)
+    summary = _summary(spec, metric, compared, trials, runs)
     comparisons = _comparisons(metric, summary, runs)
-    tied = set(comparisons.loc[comparisons["tied"], "optimizer"])
-    first = list(summary["optimizer"][:1]) if summary["test_metric"].notna().any() else []
-    summary["tied"] = summary["optimizer"].isin(tied | set(first if tied else []))
+    # Places follow the first in the order of the summary; what has no result is last.
+    tied = [bool(comparisons["tied"].any()), *comparisons["tied"]]
+    summary["tied"] = (tied + [False] * len(summary))[: len(summary)]
+    effects = effects_of(spec, metric, summary, runs, models)
     return Analysis(
         trials,
         summary,
         comparisons,
         _best_curves(summary, curves),
+        effects,
         _verdict(spec, metric, summary, comparisons),
-        _notes(spec, summary, comparisons),
+        [*effect_notes(spec, metric, effects), *_notes(spec, summary, comparisons)],
     )
 
 
@@ -119,11 +78,14 @@ def _sign(metric: Metric) -> float:
     return 1.0 if metric.higher_is_better else -1.0
 
 
-def _trials(spec: StudySpec, metric: Metric, runs: pd.DataFrame) -> pd.DataFrame:
+def _trials(
+    spec: StudySpec, metric: Metric, compared: Sequence[Arm], runs: pd.DataFrame
+) -> pd.DataFrame:
     rows = []
-    for optimizer, rates in spec.lrs:
-        for lr in rates:
-            mine = runs[(runs["optimizer"] == optimizer) & (runs["lr"] == lr)]
+    for arm in compared:
+        of_arm = arm.of(runs)
+        for lr in dict(spec.lrs)[arm.optimizer]:
+            mine = of_arm[of_arm["lr"] == lr]
             done = mine[mine["outcome"] == "completed"]
             test = interval(done["test_metric"])
             # Student's t knows nothing of the ends of a scale.
@@ -132,7 +94,7 @@ def _trials(spec: StudySpec, metric: Metric, runs: pd.DataFrame) -> pd.DataFrame
             )
             rows.append(
                 {
-                    "optimizer": optimizer,
+                    **arm.columns,
                     "lr": lr,
                     "n": len(done),
                     "test_metric": test.mean,
@@ -146,7 +108,7 @@ def _trials(spec: StudySpec, metric: Metric, runs: pd.DataFrame) -> pd.DataFrame
             )
     trials = pd.DataFrame(rows)
     trials["best"] = False
-    for _, group in trials.groupby("optimizer"):
+    for _, group in trials.groupby(list(KEYS)):
         # A setting in which any seed failed is no recommendation.
         sound = group[group["completed"] == len(spec.seeds)]
         if len(sound):
@@ -156,14 +118,19 @@ def _trials(spec: StudySpec, metric: Metric, runs: pd.DataFrame) -> pd.DataFrame
 
 
 def _summary(
-    spec: StudySpec, metric: Metric, trials: pd.DataFrame, runs: pd.DataFrame
+    spec: StudySpec,
+    metric: Metric,
+    compared: Sequence[Arm],
+    trials: pd.DataFrame,
+    runs: pd.DataFrame,
 ) -> pd.DataFrame:
     rows = []
-    for optimizer, rates in spec.lrs:
-        mine = runs[runs["optimizer"] == optimizer]
-        best = trials[(trials["optimizer"] == optimizer) & trials["best"]]
-        row = {
-            "optimizer": optimizer,
+    for arm in compared:
+        rates = dict(spec.lrs)[arm.optimizer]
+        mine, settings = arm.of(runs), arm.of(trials)
+        best = settings[settings["best"]]
+        row: dict[str, Any] = {
+            **arm.columns,
             "lr": math.nan,
             "test_metric": math.nan,
             "low": math.nan,
@@ -184,7 +151,7 @@ def _summary(
         if len(best):
             chosen = best.iloc[0]
             seeds = mine[mine["lr"] == chosen["lr"]]
-            low, high = _good_range(metric, trials[trials["optimizer"] == optimizer], chosen)
+            low, high = _good_range(metric, settings, chosen)
             row |= {k: chosen[k] for k in ("lr", "test_metric", "low", "high", "interval")}
             row |= {
                 "seeds": int(chosen["n"]),
@@ -229,13 +196,13 @@ def _comparisons(metric: Metric, summary: pd.DataFrame, runs: pd.DataFrame) -> p
     rows = []
     if len(ranked) > 1:
         level = 1 - (1 - CONFIDENCE) / (len(ranked) - 1)
-        first = _by_seed(runs, ranked.iloc[0])
+        first = by_seed(runs, ranked.iloc[0])
         for _, other in ranked.iloc[1:].iterrows():
-            difference = (first - _by_seed(runs, other)).dropna()
+            difference = (first - by_seed(runs, other)).dropna()
             found = interval(difference, level)
             rows.append(
                 {
-                    "optimizer": other["optimizer"],
+                    **other[list(_ARM)],
                     "difference": found.mean,
                     "low": found.low,
                     "high": found.high,
@@ -244,24 +211,22 @@ def _comparisons(metric: Metric, summary: pd.DataFrame, runs: pd.DataFrame) -> p
                     "tied": not (found.low > 0 or found.high < 0),
                 }
             )
-    columns = ["optimizer", "difference", "low", "high", "confidence", "tied"]
+    columns = [*_ARM, "difference", "low", "high", "confidence", "tied"]
     return pd.DataFrame(rows, columns=columns).astype({"tied": bool})
-
-
-def _by_seed(runs: pd.DataFrame, row: pd.Series) -> pd.Series:
-    mine = runs[(runs["optimizer"] == row["optimizer"]) & (runs["lr"] == row["lr"])]
-    return mine[mine["outcome"] == "completed"].set_index("seed")["test_metric"]
 
 
 def _best_curves(summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     quantities = ("train_loss", "validation_loss", "validation_metric")
-    best = curves.merge(summary[["optimizer", "lr"]], on=["optimizer", "lr"])
+    arm = [*_ARM, "lr"]
+    best = curves[[c for c in curves if c not in ("arm", "levels")]].merge(
+        summary[arm], on=[*KEYS, "lr"]
+    )
     named = {
         f"{q}_{name}": (q, how)
         for q in quantities
         for name, how in (("median", "median"), ("low", "min"), ("high", "max"))
     }
-    return best.groupby(["optimizer", "lr", "epoch"], as_index=False, sort=False).agg(**named)
+    return best.groupby([*arm, "epoch"], as_index=False, sort=False).agg(**named)
 
 
 def _verdict(
@@ -274,14 +239,15 @@ def _verdict(
             f"try lower learning rates."
         )
     first = ranked.iloc[0]
-    name = OPTIMIZERS[first["optimizer"]].label
-    result = f"test {metric.name} {_shown(metric, first['test_metric'])}"
+    words = _words(spec)
+    result = f"test {metric.name} {shown(metric, first['test_metric'])}"
     if math.isfinite(first["low"]):
-        result += f", 95 % interval {_shown(metric, first['low'], first['high'])}"
-    setting = f"{name} at learning rate {first['lr']:g} ({result})"
+        result += f", 95 % interval {shown(metric, first['low'], first['high'])}"
+    setting = f"{words[first['arm']]} at learning rate {first['lr']:g} ({result})"
     if len(ranked) == 1:
-        return f"{setting} is the only optimizer with a result on {spec.task}."
-    tied = [OPTIMIZERS[o].label for o in comparisons.loc[comparisons["tied"], "optimizer"]]
+        kind = "arm" if spec.varied else "optimizer"
+        return f"{setting} is the only {kind} with a result on {spec.task}."
+    tied = [words[arm] for arm in comparisons.loc[comparisons["tied"], "arm"]]
     if not tied:
         others = "the other" if len(ranked) == 2 else f"all {len(ranked) - 1} others"
         return f"{setting} beats {others} on {spec.task}."
@@ -289,14 +255,22 @@ def _verdict(
         return f"{setting} comes first on {spec.task}, but one seed cannot tell it from the others."
     rest = len(ranked) - 1 - len(tied)
     clause = f", and beats the other {_counted(rest)}" if rest else ""
+    # Arms have long names; those that are many are marked in the table.
+    equals = f"{len(tied)} others" if spec.varied and len(tied) > NAMED else listed(tied)
     return (
         f"A tie on {spec.task}: {setting} comes first, but {len(spec.seeds)} seeds do not tell it "
-        f"from {_listed(tied)}{clause}."
+        f"from {equals}{clause}."
     )
 
 
+def _words(spec: StudySpec) -> dict[str, str]:
+    """What a sentence calls each arm."""
+    return {arm.label: arm.words for arm in arms(spec)}
+
+
 def _notes(spec: StudySpec, summary: pd.DataFrame, comparisons: pd.DataFrame) -> list[str]:
-    notes = []
+    notes = [factor.caution for factor in spec.varied if factor.caution]
+    words = _words(spec)
     methods = sorted({m for m in summary["interval"] if m})
     if methods:
         notes.append(
@@ -310,26 +284,16 @@ def _notes(spec: StudySpec, summary: pd.DataFrame, comparisons: pd.DataFrame) ->
             f"comparison{'s' * (count > 1)}, each at {100 * comparisons['confidence'][0]:.3g} % "
             f"(Bonferroni) so that all together hold at 95 %."
         )
-    edges = [OPTIMIZERS[o].label for o in summary.loc[summary["edge"], "optimizer"]]
+    edges = [words[arm] for arm in summary.loc[summary["edge"], "arm"]]
     if edges:
         notes.append(
-            f"The best learning rate of {_listed(edges)} is at an end of the rates tried; a wider "
+            f"The best learning rate of {listed(edges)} is at an end of the rates tried; a wider "
             f"range may do better."
         )
-    failed = [OPTIMIZERS[o].label for o in summary.loc[summary["test_metric"].isna(), "optimizer"]]
+    failed = [words[arm] for arm in summary.loc[summary["test_metric"].isna(), "arm"]]
     if failed:
-        notes.append(f"{_listed(failed)}: no setting was completed from every seed.")
+        notes.append(f"{listed(failed)}: no setting was completed from every seed.")
     return notes
-
-
-def _shown(metric: Metric, *values: float) -> str:
-    if metric.percent:
-        return " to ".join(f"{100 * v:.1f}" for v in values) + " %"
-    return " to ".join(f"{v:.4g}" for v in values)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _counted(n: int) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import Lock
 from time import perf_counter
@@ -15,11 +15,12 @@ import torch
 
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Backend, Evaluation, Programs, Replica, train
+from thalweg.studies.factors import FACTORS
 from thalweg.studies.spec import Run, StudySpec
 from thalweg.studies.store import Store
 from thalweg.tasks import Task
 
-__all__ = ["Progress", "chunks", "execute", "replica"]
+__all__ = ["Chunk", "Progress", "chunks", "execute", "replica", "train_again"]
 
 # What a chunk may hold: all its parameters, gradients and states should stay in the cache, and more
 # replicas than this hardly make a step cheaper, but lose more when a study is killed.
@@ -52,11 +53,28 @@ class Progress:
     seconds_left: float
 
 
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Runs of one variant of the task that train together.
+
+    Attributes:
+        runs: in the order of the plan.
+        task: what they train.
+        backend: how their passes run.
+        concurrent: whether other chunks may train at the same time.
+    """
+
+    runs: Sequence[Run]
+    task: Task
+    backend: Backend = "eager"
+    concurrent: bool = False
+
+
 def chunks(runs: Sequence[Run], parameters: int, backend: Backend, workers: int) -> list[list[Run]]:
     """Cut runs into chunks of nearly equal size that train together.
 
     Args:
-        runs: in the order of the plan.
+        runs: of one variant of the task, in the order of the plan.
         parameters: of the model.
         backend: "one by one" gives chunks of one.
         workers: chunks that train at the same time.
@@ -73,12 +91,10 @@ def chunks(runs: Sequence[Run], parameters: int, backend: Backend, workers: int)
 
 def execute(
     spec: StudySpec,
-    task: Task,
-    plan: Sequence[Sequence[Run]],
+    plan: Sequence[Chunk],
     store: Store,
     study: int,
     *,
-    backend: Backend = "eager",
     device: str = "cpu",
     workers: int = 1,
     programs: Programs | None = None,
@@ -89,48 +105,96 @@ def execute(
 
     Args:
         spec: of the study.
-        task: the task that ``spec`` names.
         plan: chunks of runs (`chunks`).
         store: where records go, one transaction a chunk, from this thread alone.
         study: its number there.
-        backend: how passes run.
         device: as torch names it.
-        workers: chunks that train at the same time, each in a thread and on one core.
+        workers: chunks that train at the same time, each in a thread and on one core, where they
+            may; the others train after these.
         programs: passes already built.
         time_limit: seconds after which the rest is put on record as timed out, or None.
         progress: called after every epoch of a chunk.
     """
     finished = store.finished(study)
     programs = {} if programs is None else programs
-    pending = [left for c in plan if (left := [r for r in c if r.id not in finished])]
-    watch = _Watch(spec, sum(map(len, plan)), sum(map(len, pending)), time_limit, progress)
+    pending = [
+        replace(chunk, runs=left)
+        for chunk in plan
+        if (left := [run for run in chunk.runs if run.id not in finished])
+    ]
+    runs, waiting = (sum(len(chunk.runs) for chunk in some) for some in (plan, pending))
+    watch = _Watch(spec, runs, waiting, time_limit, progress)
 
-    def run(chunk: Sequence[Run]) -> _Journal:
-        journal = _Journal(spec, task, chunk)
+    def run(chunk: Chunk) -> _Journal:
+        journal = _Journal(spec, chunk)
         if watch.over():
             return journal
-        for evaluation in train(
-            task,
-            [replica(run) for run in chunk],
-            spec.budget,
-            backend=backend,
-            device=device,
-            draw_seed=int(chunk[0].id, 16),
-            programs=programs,
-            stop=journal.add,
-        ):
+        for evaluation in _evaluations(spec, chunk, device, programs, journal):
             watch.saw(journal, evaluation)
             if watch.over():
                 break
         return journal
 
-    for journal in _in_threads(run, pending, min(workers, len(pending)), watch):
-        store.record(study, *journal.records())
+    together = [chunk for chunk in pending if chunk.concurrent]
+    alone = [chunk for chunk in pending if not chunk.concurrent]
+    for some, threads in ((together, min(workers, len(together))), (alone, 1)):
+        for journal in _in_threads(run, some, threads, watch):
+            store.record(study, *journal.records())
+
+
+def train_again(spec: StudySpec, chunk: Chunk, place: int, device: str) -> Evaluation:
+    """Train a chunk as `execute` does, without putting it on record.
+
+    Args:
+        spec: of the study.
+        chunk: runs.
+        place: of the run in it whose weights are wanted.
+        device: as torch names it.
+
+    Returns:
+        The last evaluation, with the weights of that run.
+    """
+
+    def run() -> Evaluation:
+        journal = _Journal(spec, chunk)
+        for evaluation in _evaluations(spec, chunk, device, {}, journal, keep=[place]):
+            last = evaluation
+        return last
+
+    if not chunk.concurrent:
+        return run()
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1, initializer=_one_core) as pool:
+            return pool.submit(run).result()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _evaluations(
+    spec: StudySpec,
+    chunk: Chunk,
+    device: str,
+    programs: Programs,
+    journal: "_Journal",
+    keep: Sequence[int] = (),
+) -> Iterator[Evaluation]:
+    return train(
+        chunk.task,
+        [replica(run) for run in chunk.runs],
+        spec.budget,
+        backend=chunk.backend,
+        device=device,
+        draw_seed=int(chunk.runs[0].id, 16),
+        programs=programs,
+        stop=journal.add,
+        keep=keep,
+    )
 
 
 def _in_threads(
-    run: "Callable[[Sequence[Run]], _Journal]",
-    pending: Sequence[Sequence[Run]],
+    run: "Callable[[Chunk], _Journal]",
+    pending: Sequence[Chunk],
     workers: int,
     watch: "_Watch",
 ) -> "Iterator[_Journal]":
@@ -227,16 +291,15 @@ class _Journal:
         alive: how many are still training.
     """
 
-    def __init__(self, spec: StudySpec, task: Task, chunk: Sequence[Run]) -> None:
+    def __init__(self, spec: StudySpec, chunk: Chunk) -> None:
         self._spec = spec
-        self._sign = 1.0 if task.metric.higher_is_better else -1.0
-        self._chunk = chunk
-        self.runs = len(chunk)
-        self._curves: list[list[dict[str, Any]]] = [[] for _ in chunk]
-        self._best = np.full(len(chunk), np.inf)
-        self._best_epoch = np.zeros(len(chunk))
-        self._outcomes = [self._outcome(run, "timed out", 0, 0) for run in chunk]
-        self.alive = len(chunk)
+        self._sign = 1.0 if chunk.task.metric.higher_is_better else -1.0
+        self._chunk = chunk.runs
+        self.runs = self.alive = len(chunk.runs)
+        self._curves: list[list[dict[str, Any]]] = [[] for _ in chunk.runs]
+        self._best = np.full(self.runs, np.inf)
+        self._best_epoch = np.zeros(self.runs)
+        self._outcomes = [self._outcome(run, "timed out", 0, 0) for run in chunk.runs]
 
     def add(self, evaluation: Evaluation) -> list[int]:
         """Note an evaluation; the replicas to be stopped."""
@@ -308,6 +371,7 @@ class _Journal:
             "lr": run.lr,
             "seed": run.seed,
             "batch_size": self._spec.batch_size,
+            **{f.name: level for f, level in zip(FACTORS, run.levels, strict=True)},
             "outcome": outcome,
             "step": step,
             "epoch": epoch,

@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from thalweg.studies.analyse import Analysis
+from thalweg.studies.factors import FACTORS, Levels
 from thalweg.studies.spec import StudySpec
 from thalweg.tasks import Task
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from thalweg.studies.best import Trained
 
 __all__ = ["StudyResult", "TaskSummary"]
 
@@ -25,9 +28,12 @@ class TaskSummary:
     Attributes:
         name, title: as `thalweg.tasks.Task` has them.
         metric, percent, higher_is_better: of the task's metric.
-        loss: name of the loss.
-        parameters: how many the model has.
+        loss: what axes call the loss; of several all of them.
+        parameters: how many the model has; of several the fewest.
         n_train, n_validation, n_test: samples.
+        most_parameters: of several models.
+        losses: what axes call each loss, by its name.
+        notes: what was done to the data, a sentence each.
     """
 
     name: str
@@ -40,21 +46,29 @@ class TaskSummary:
     n_train: int
     n_validation: int
     n_test: int
+    most_parameters: int
+    losses: Mapping[str, str]
+    notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, task: Task) -> "TaskSummary":
-        """The summary of a task."""
+    def of(cls, task: Task, tasks: Mapping[Levels, Task]) -> "TaskSummary":
+        """The summary of a task and its variants with each combination of levels."""
+        losses = {variant.loss.name: variant.loss.label for variant in tasks.values()}
+        parameters = [variant.parameters for variant in tasks.values()]
         return cls(
             task.name,
             task.title,
             task.metric.name,
             task.metric.percent,
             task.metric.higher_is_better,
-            task.loss.label,
-            task.parameters,
+            ", ".join(losses.values()),
+            min(parameters),
             len(task.train),
             len(task.validation),
             len(task.test),
+            max(parameters),
+            losses,
+            tuple(dict.fromkeys(note for variant in tasks.values() for note in variant.notes)),
         )
 
 
@@ -65,16 +79,19 @@ class StudyResult:
     Attributes:
         spec: what was run.
         task: what was trained.
-        runs: one row a run: ``run, optimizer, lr, seed, batch_size, outcome, step, epoch,
-            train_loss, validation_loss, validation_metric, test_loss, test_metric,
-            epochs_to_target, seconds_to_target, seconds``. ``outcome`` is "completed", "diverged",
+        runs: one row a run: ``run, arm, levels, optimizer, lr, seed, batch_size, loss, encoding,
+            outcome, step, epoch, train_loss, validation_loss, validation_metric, test_loss,
+            test_metric, epochs_to_target, seconds_to_target, seconds``. ``arm`` is what is
+            compared, as tables print it, the optimizer with a level of each factor that is
+            varied; ``levels`` are these levels alone. ``outcome`` is "completed", "diverged",
             "stopped" or "timed out"; numbers a run does not have are NaN.
-        curves: one row a run and epoch: ``run, optimizer, lr, seed, epoch, step, train_loss,
-            validation_loss, validation_metric, seconds``.
+        curves: one row a run and epoch: ``run, arm, levels, optimizer, loss, encoding, lr, seed,
+            epoch, step, train_loss, validation_loss, validation_metric, seconds``.
         analysis: tables derived from these.
         environment: versions, machine and backend.
         seconds: wall time of the study, the part before a resume left out.
         database: where the records are, None for memory.
+        tasks: the task with each combination of levels, one a factor.
     """
 
     spec: StudySpec
@@ -85,10 +102,11 @@ class StudyResult:
     environment: Mapping[str, Any]
     seconds: float
     database: str | None = None
+    tasks: Mapping[Levels, Task] = field(default_factory=dict, repr=False)
 
     @property
     def verdict(self) -> str:
-        """One sentence: which optimizer trains the task best, by how much, how sure."""
+        """One sentence: which arm trains the task best, by how much, how sure."""
         return self.analysis.verdict
 
     @property
@@ -98,7 +116,7 @@ class StudyResult:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """One row an optimizer at its best setting, best first."""
+        """One row an arm at its best setting, best first."""
         return self.analysis.summary
 
     @property
@@ -108,13 +126,36 @@ class StudyResult:
 
     @property
     def comparisons(self) -> pd.DataFrame:
-        """First place against each other optimizer: paired difference, interval, whether tied."""
+        """First place against each other arm: paired difference, interval, whether tied."""
         return self.analysis.comparisons
 
     @property
     def best_curves(self) -> pd.DataFrame:
-        """Each optimizer at its best setting: median and range over seeds, epoch by epoch."""
+        """Each arm at its best setting: median and range over seeds, epoch by epoch."""
         return self.analysis.best_curves
+
+    @property
+    def effects(self) -> pd.DataFrame:
+        """One row a level of each factor that is varied, and each context that it is seen in.
+
+        ``factor`` and ``level`` with ``context``, the optimizer and the levels of other factors;
+        at the arm's best setting the test metric with its interval, and its paired ``difference``
+        over seeds to the factor's first level, from ``difference_low`` to ``difference_high`` at
+        ``confidence``, ``tied`` where that includes zero; what it costs: ``parameters`` of the
+        model, ``seconds`` a run, epochs and seconds to the target, diverged runs; of losses also
+        ``start_loss`` and ``gradient_norm`` at the initial weights, means over seeds.
+        """
+        return self.analysis.effects
+
+    def train_best(self) -> "Trained":
+        """Train the best run of the first arm once more and keep its weights.
+
+        Raises:
+            StudyError: if no setting was completed from every seed.
+        """
+        from thalweg.studies.best import best_weights
+
+        return best_weights(self)
 
     def figures(self) -> "dict[str, go.Figure]":
         """All figures of the report, by name."""
@@ -142,9 +183,19 @@ class StudyResult:
             {
                 "verdict": self.verdict,
                 "notes": self.notes,
-                "spec": {**asdict(self.spec), "lrs": dict(self.spec.lrs), "hash": self.spec.hash},
+                "spec": {
+                    **asdict(self.spec),
+                    "lrs": dict(self.spec.lrs),
+                    "factors": dict(self.spec.factors),
+                    "variants": [
+                        {**dict(zip((f.name for f in FACTORS), levels, strict=True)), "hash": found}
+                        for levels, found in self.spec.variants
+                    ],
+                    "hash": self.spec.hash,
+                },
                 "task": asdict(self.task),
                 "summary": rows(self.summary),
+                "effects": rows(self.effects),
                 "comparisons": rows(self.comparisons),
                 "trials": rows(self.trials),
                 "runs": rows(self.runs),

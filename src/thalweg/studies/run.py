@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from math import nan
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from thalweg.replicas import Backend, Programs, probe, step_seconds
+from thalweg.replicas import Backend, Programs, at_start, step_seconds
 from thalweg.studies.analyse import analyse
-from thalweg.studies.execute import Progress, chunks, execute, replica
+from thalweg.studies.arms import level_words, named
+from thalweg.studies.arrange import Variants, arranged, backend_of, cut, joined, sound, tried
+from thalweg.studies.execute import Progress, execute, replica
+from thalweg.studies.factors import FACTORS, Levels, Losses, StudyError, cross
 from thalweg.studies.result import StudyResult, TaskSummary
-from thalweg.studies.spec import LearningRates, Optimizer, Run, StudyError, StudySpec, plan, specify
+from thalweg.studies.spec import LearningRates, Optimizer, Run, StudySpec, plan, specify
 from thalweg.studies.store import Store
 from thalweg.tasks import Task, load
 
@@ -32,8 +36,9 @@ def study(
     seeds: int | Sequence[int] = 5,
     epochs: int | None = None,
     *,
+    losses: Losses | None = None,
     steps: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     target: float | None = None,
     patience: int | None = None,
     name: str | None = None,
@@ -55,8 +60,12 @@ def study(
         seeds: how many, or which. Every setting is trained once from each; all settings of a seed
             start from the same weights and see the same batches.
         epochs: passes over the training data of each run; 30 by default.
+        losses: names in `thalweg.tasks.LOSSES`, separated by commas or in a list, functions or
+            `Loss`es. One takes the place of the task's; several are compared, each with every
+            optimizer and a learning rate of its own, as are the encodings of a task that has
+            two or more.
         steps: optimizer steps of each run, instead of ``epochs``.
-        batch_size: samples a step, at most the training samples.
+        batch_size: samples a step, at most the training samples; the task's by default.
         target: validation metric that counts as trained, for time to target.
         patience: stop a run after this many epochs without a better validation loss.
         name: of the study; the task's by default.
@@ -77,8 +86,12 @@ def study(
         raise StudyError("task", str(error)) from None
     if not isinstance(task, Task):
         raise StudyError("task", f"must be a name or a thalweg.Task, got {task!r}")
+    with sound(task):
+        crossed = cross(task, loss=losses)
+        for variant in crossed.tasks.values():
+            _ = variant.parameters, variant.fingerprint  # the person's code runs here first
     spec = specify(
-        task,
+        crossed,
         optimizers=optimizers,
         lr=lr,
         seeds=seeds,
@@ -92,9 +105,13 @@ def study(
     _check_device(device)
     if time_limit is not None and not time_limit > 0:
         raise StudyError("time_limit", f"must be above 0 seconds, got {time_limit!r}")
+    # Before there is a record, so that a model that fails leaves none behind.
+    variants = tried(spec, crossed.tasks, device)
     store = Store(db)
     try:
-        return _run(spec, task, store, compile, device, resume, time_limit, progress, began)
+        return _run(
+            spec, task, variants, store, compile, device, resume, time_limit, progress, began
+        )
     finally:
         store.close()
 
@@ -102,6 +119,7 @@ def study(
 def _run(
     spec: StudySpec,
     task: Task,
+    variants: Variants,
     store: Store,
     compile: bool | None,
     device: str,
@@ -114,48 +132,78 @@ def _run(
     if before is not None and before[1].hash != spec.hash:
         raise StudyError("resume", _difference(before[1], spec))
     programs: Programs = {}
-    probed = probe(task, spec.batch_size, device)
-    backend, note = probed.backend, probed.note
     runs = plan(spec)
-    threads = torch.get_num_threads() if probed.concurrent and device == "cpu" else 1
-    cut = chunks(runs, task.parameters, backend, workers=threads)
-    if backend == "eager":
-        # A resumed study goes on as it began, or its numbers would differ by rounding.
-        if before is not None:
-            backend = "compiled" if before[2] == "compiled" else "eager"
-        elif compile is not None:
-            backend = "compiled" if compile else "eager"
-        elif probed.tape is None:  # which compiled passes do not outrun
-            backend = _choose(spec, task, cut, device, programs)
-    environment = _environment(device, backend, note)
-    number = before[0] if before else store.begin(spec, environment, backend)
+    cuts = cut(spec, variants, device)
+    backends: dict[Levels, Backend] = {}
+    for place, (levels, variant) in enumerate(variants.items()):
+        backend = variant.program.backend
+        if backend == "eager":
+            # A resumed study goes on as it began, or its numbers would differ by rounding.
+            if before is not None:
+                backend = backend_of(before[2], place)
+            elif compile is not None:
+                backend = "compiled" if compile else "eager"
+            elif variant.program.tape is None:  # which compiled passes do not outrun
+                backend = _choose(spec, variant.task, cuts[levels], device, programs)
+        backends[levels] = backend
+    probed = _notes(spec, variants, {})
+    environment = _environment(device, joined(backends), "; ".join(probed))
+    number = before[0] if before else store.begin(spec, environment, joined(backends))
     execute(
         spec,
-        task,
-        cut,
+        arranged(cuts, variants, backends, device),
         store,
         number,
-        backend=backend,
         device=device,
-        workers=threads if backend == "eager" else 1,
+        workers=torch.get_num_threads(),
         programs=programs,
         time_limit=time_limit,
         progress=progress,
     )
-    notes = sorted({p.note for p in programs.values() if p.note} | ({note} if note else set()))
-    frame, curves = (_in_order(found, runs) for found in store.frames(number))
-    found = analyse(spec, task.metric, frame, curves)
-    found.notes.extend(f"{n[0].upper()}{n[1:]}." for n in notes)
+    frame, curves = (_in_order(named(spec, found), runs) for found in store.frames(number))
+    found = analyse(spec, task.metric, frame, curves, _models(spec, variants, device))
+    found.notes.extend(f"{n[0].upper()}{n[1:]}." for n in _notes(spec, variants, programs))
+    tasks = {levels: variant.task for levels, variant in variants.items()}
     return StudyResult(
         spec,
-        TaskSummary.of(task),
+        TaskSummary.of(task, tasks),
         frame,
         curves,
         found,
         environment,
         perf_counter() - began,
         None if store.where is None else str(store.where),
+        tasks,
     )
+
+
+def _notes(spec: StudySpec, variants: Variants, programs: Programs) -> list[str]:
+    """Why passes run as they do, of the variants that this is true of."""
+    found: dict[str, list[Levels]] = {}
+    for levels, variant in variants.items():
+        built = [p for key, p in programs.items() if key[0] == variant.task.fingerprint]
+        for note in {p.note for p in (variant.program, *built) if p.note}:
+            found.setdefault(note, []).append(levels)
+    return sorted(
+        note
+        if len(which) == len(variants)
+        else f"with {'; with '.join(level_words(spec, levels) for levels in which)}: {note}"
+        for note, which in found.items()
+    )
+
+
+def _models(spec: StudySpec, variants: Variants, device: str) -> pd.DataFrame:
+    """One row a variant: its size and, where losses are compared, where its training starts."""
+    names = [factor.name for factor in FACTORS]
+    rows = []
+    for levels, variant in variants.items():
+        row: dict[str, Any] = dict(zip(names, levels, strict=True))
+        row |= {"parameters": variant.task.parameters, "start_loss": nan, "gradient_norm": nan}
+        if any(factor.start for factor in spec.varied):
+            losses, norms = at_start(variant.task, spec.seeds, device)
+            row |= {"start_loss": float(losses.mean()), "gradient_norm": float(norms.mean())}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _in_order(frame: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
@@ -168,13 +216,13 @@ def _in_order(frame: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
 def _choose(
     spec: StudySpec,
     task: Task,
-    cut: Sequence[Sequence[Run]],
+    chunks: Sequence[Sequence[Run]],
     device: str,
     programs: Programs,
 ) -> Backend:
-    chunk = [replica(run) for run in cut[0]]
+    chunk = [replica(run) for run in chunks[0]]
     each = step_seconds(task, chunk, spec.budget, device=device, programs=programs)
-    return "compiled" if each * spec.steps * len(cut) > COMPILE_FROM else "eager"
+    return "compiled" if each * spec.steps * len(chunks) > COMPILE_FROM else "eager"
 
 
 def _check_device(device: str) -> None:
@@ -189,23 +237,34 @@ def _check_device(device: str) -> None:
 
 def _difference(planned: StudySpec, asked: StudySpec) -> str:
     """Which argument of a resumed study is not what it was."""
+    last = f"the last study named {planned.name!r}"
+    for factor in FACTORS:
+        # A study from before there was this factor did not vary it.
+        levels = dict(planned.factors).get(factor.name, ())
+        if levels != asked.levels(factor) and (levels or factor in asked.varied):
+            return (
+                f"{last} has {factor.name} {', '.join(levels) or 'of one kind'}, this one asks "
+                f"for {', '.join(asked.levels(factor))}; ask for the same, or give another name"
+            )
     for field in planned.__dataclass_fields__:
         was, now = getattr(planned, field), getattr(asked, field)
         if field == "own" and was != now:
             changed = [name for name, code in now if dict(was).get(name) != code]
+            return f"the code of {', '.join(changed)} is not that of {last}; give another name"
+        if field in ("fingerprint", "variants") and was != now and planned.task == asked.task:
             return (
-                f"the code of {', '.join(changed)} is not that of the last study named "
-                f"{planned.name!r}; give another name"
+                f"the data, the model, the loss or the metric of {asked.task!r} is not that of "
+                f"{last}; give another name"
             )
         if field != "name" and was != now:
             return (
-                f"the last study named {planned.name!r} has {field} {was}, this one asks for "
+                f"{last} has {field} {was}, this one asks for "
                 f"{now}; ask for the same, or give another name"
             )
     raise AssertionError("specifications with different hashes are equal")
 
 
-def _environment(device: str, backend: Backend, note: str) -> dict[str, Any]:
+def _environment(device: str, backend: str, note: str) -> dict[str, Any]:
     from thalweg import __version__
 
     return {

@@ -5,16 +5,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from thalweg.errors import ArgumentError
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.registry import BUILT_IN, MAIN, OPTIMIZERS, enter, key
 from thalweg.replicas import Budget
 from thalweg.rules import Rule
 from thalweg.rules.code import digest
+from thalweg.studies.factors import FACTORS, Crossed, Factor, Levels, StudyError, cross
 from thalweg.tasks import Task
 
 __all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "plan", "specify"]
@@ -28,10 +29,6 @@ METHOD = 1
 DEFAULT_RATES = 9
 
 
-class StudyError(ArgumentError):
-    """Something asked of a study that cannot be done."""
-
-
 @dataclass(frozen=True)
 class Run:
     """One training with one setting and seed.
@@ -41,12 +38,14 @@ class Run:
         optimizer: name in the registry.
         lr: learning rate.
         seed: of initial weights and order of batches.
+        levels: of each factor, in the order of `thalweg.studies.factors.FACTORS`.
     """
 
     id: str
     optimizer: str
     lr: float
     seed: int
+    levels: Levels
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ class StudySpec:
         patience: epochs without a better validation loss after which a run is stopped, or None.
         method: version of how runs are trained.
         own: for each optimizer of one's own a hash of its rule's code.
+        factors: for each further factor its levels; of one level where it is not varied.
+        variants: for each combination of these levels the `Task.fingerprint` of the task with it.
     """
 
     name: str
@@ -80,6 +81,22 @@ class StudySpec:
     patience: int | None
     method: int = METHOD
     own: tuple[tuple[str, str], ...] = ()
+    factors: tuple[tuple[str, Levels], ...] = ()
+    variants: tuple[tuple[Levels, str], ...] = ()
+
+    @property
+    def varied(self) -> tuple[Factor, ...]:
+        """Factors of more than one level."""
+        return tuple(f for f in FACTORS if len(self.levels(f)) > 1)
+
+    def levels(self, factor: Factor) -> Levels:
+        """Of a factor; one where it is not varied."""
+        return dict(self.factors).get(factor.name, ("",))
+
+    @property
+    def combinations(self) -> tuple[Levels, ...]:
+        """Of the levels of all factors, one of each."""
+        return tuple(product(*map(self.levels, FACTORS)))
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -102,6 +119,8 @@ class StudySpec:
         content = {k: v for k, v in asdict(self).items() if k != "name"}
         if not self.own:  # as it was before there were any
             del content["own"]
+        if not self.varied:  # likewise; the fingerprint says it all
+            del content["factors"], content["variants"]
         return _digest(content, 16)
 
     @property
@@ -116,6 +135,12 @@ class StudySpec:
         content["lrs"] = tuple((name, tuple(rates)) for name, rates in content["lrs"])
         content["seeds"] = tuple(content["seeds"])
         content["own"] = tuple((name, code) for name, code in content.get("own", ()))
+        content["factors"] = tuple(
+            (name, tuple(levels)) for name, levels in content.get("factors", ())
+        )
+        content["variants"] = tuple(
+            (tuple(levels), found) for levels, found in content.get("variants", ())
+        )
         return cls(**content)
 
 
@@ -125,42 +150,58 @@ def _digest(content: Any, length: int) -> str:
 
 def plan(spec: StudySpec) -> list[Run]:
     """All runs of a study, seed by seed, so that neighbours see the same batches."""
-    shared = (spec.fingerprint, spec.batch_size, spec.steps, spec.patience, spec.method)
+    shared = (spec.batch_size, spec.steps, spec.patience, spec.method)
+    fingerprints = dict(spec.variants)
     own = {name: (code,) for name, code in spec.own}
     return [
         Run(
-            _digest([*shared, optimizer, *own.get(optimizer, ()), lr, seed], 12),
+            _digest(
+                [
+                    fingerprints.get(levels, spec.fingerprint),
+                    *shared,
+                    optimizer,
+                    *own.get(optimizer, ()),
+                    lr,
+                    seed,
+                    *(level for f, level in zip(FACTORS, levels, strict=True) if f in spec.varied),
+                ],
+                12,
+            ),
             optimizer,
             lr,
             seed,
+            levels,
         )
         for seed in spec.seeds
+        for levels in spec.combinations
         for optimizer, rates in spec.lrs
         for lr in rates
     ]
 
 
 def specify(
-    task: Task,
+    task: Task | Crossed,
     *,
     optimizers: Iterable[Optimizer] | None = None,
     lr: LearningRates | None = None,
     seeds: int | Sequence[int] = 5,
     epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     target: float | None = None,
     patience: int | None = None,
     name: str | None = None,
 ) -> StudySpec:
     """Check what a person asks for and make a specification of it.
 
-    The arguments are those of `thalweg.study`.
+    The arguments are those of `thalweg.study`; a task may come crossed with further factors.
 
     Raises:
         StudyError: naming the argument, its value and what it may be.
     """
-    size = _whole("batch_size", batch_size)
+    crossed = cross(task) if isinstance(task, Task) else task
+    task = next(iter(crossed.tasks.values()))
+    size = _whole("batch_size", task.batch_size if batch_size is None else batch_size)
     if size > len(task.train):
         raise StudyError(
             "batch_size",
@@ -181,8 +222,8 @@ def specify(
                 f"{target:g} is no {task.metric.name}; give a fraction in (0, 1], 0.95 say",
             )
     return StudySpec(
-        name=task.name if name is None else _name(name),
-        task=task.name,
+        name=crossed.task.name if name is None else _name(name),
+        task=crossed.task.name,
         fingerprint=task.fingerprint,
         lrs=tuple((n, _rates(n, lr)) for n in names),
         seeds=_seeds(seeds),
@@ -192,6 +233,8 @@ def specify(
         target=task.target if target is None else target,
         patience=None if patience is None else _whole("patience", patience),
         own=tuple((n, digest(OPTIMIZERS[n].rule)) for n in names if n not in BUILT_IN),
+        factors=crossed.factors,
+        variants=tuple((levels, t.fingerprint) for levels, t in crossed.tasks.items()),
     )
 
 

@@ -28,16 +28,19 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    update,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 
-from thalweg.studies.spec import StudyError, StudySpec
+from thalweg.studies.factors import FACTORS, StudyError
+from thalweg.studies.spec import StudySpec
 
 __all__ = ["FINISHED", "OUTCOMES", "Store"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READ = (1, 2)  # the first had no columns for factors
 BUSY_SECONDS = 30
 
 OUTCOMES = ("completed", "diverged", "stopped", "timed out")
@@ -67,6 +70,8 @@ _outcomes = Table(
     Column("lr", Float, nullable=False),
     Column("seed", Integer, nullable=False),
     Column("batch_size", Integer, nullable=False),
+    # The default is for runs from before there was a factor.
+    *(Column(factor.name, String, nullable=False, server_default="") for factor in FACTORS),
     Column("outcome", String, nullable=False),
     Column("step", Integer, nullable=False),
     Column("epoch", Integer, nullable=False),
@@ -113,7 +118,9 @@ class Store:
                 _metadata.create_all(connection)
                 connection.execute(insert(_version).values(schema_version=SCHEMA_VERSION))
             found = connection.execute(select(_version.c.schema_version)).scalar_one()
-        if found != SCHEMA_VERSION:
+            if found in _READ:
+                _add_factors(connection)
+        if found not in _READ:
             raise StudyError(
                 "db",
                 f"{where} was written by another version of Thalweg (schema {found}, this one "
@@ -191,7 +198,8 @@ class Store:
             .group_by(_outcomes.c.run)
         )
         runs = select(*_outcomes.c).where(_outcomes.c.id.in_(newest)).order_by(_outcomes.c.id)
-        keys = [_outcomes.c[name] for name in ("run", "optimizer", "lr", "seed")]
+        names = ("run", "optimizer", *(factor.name for factor in FACTORS), "lr", "seed")
+        keys = [_outcomes.c[name] for name in names]
         points = [c for c in _curves.c if c.name != "outcome"]
         curves = (
             select(*keys, *points)
@@ -215,6 +223,17 @@ class Store:
                 yield connection
         except DBAPIError as error:
             raise StudyError("db", f"{self.where}: {error.orig}") from error
+
+
+def _add_factors(connection: Connection) -> None:
+    """Give a record that was begun before there was a factor its column."""
+    there = {column["name"] for column in inspect(connection).get_columns(_outcomes.name)}
+    for factor in FACTORS:
+        if factor.name not in there:
+            connection.exec_driver_sql(
+                f"ALTER TABLE {_outcomes.name} ADD COLUMN {factor.name} VARCHAR DEFAULT '' NOT NULL"
+            )
+    connection.execute(update(_version).values(schema_version=SCHEMA_VERSION))
 
 
 def _frame(connection: Connection, query: Any) -> pd.DataFrame:

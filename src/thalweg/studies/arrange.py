@@ -1,0 +1,119 @@
+"""How the runs of a study are laid out: which train together, and by which passes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from thalweg.errors import ArgumentError
+from thalweg.replicas import Backend, Program, probe
+from thalweg.studies.arms import level_words
+from thalweg.studies.execute import Chunk, chunks
+from thalweg.studies.factors import Levels, StudyError
+from thalweg.studies.spec import Run, StudySpec, plan
+from thalweg.tasks import Task
+
+__all__ = ["Cuts", "Variant", "Variants", "arranged", "backend_of", "cut", "joined", "tried"]
+
+Cuts = Mapping[Levels, list[list[Run]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """The task with one level of each factor.
+
+    Attributes:
+        task: it.
+        program: of two replicas, which shows how its passes can run.
+    """
+
+    task: Task
+    program: Program
+
+
+Variants = Mapping[Levels, Variant]
+
+
+def tried(spec: StudySpec, tasks: Mapping[Levels, Task], device: str) -> dict[Levels, Variant]:
+    """All variants of a task, each tried on a batch.
+
+    Raises:
+        StudyError: for a model, a loss or a metric that fails, in one sentence.
+    """
+    found = {}
+    for levels, task in tasks.items():
+        with sound(task, level_words(spec, levels)):
+            found[levels] = Variant(task, probe(task, spec.batch_size, device))
+    return found
+
+
+@contextmanager
+def sound(task: Task, words: str = "") -> Iterator[None]:
+    """Turn what a task's own functions raise into one sentence.
+
+    Args:
+        task: whose functions run inside.
+        words: which levels it has, where there are several.
+
+    Raises:
+        StudyError: for any error.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise StudyError(error.argument, error.problem) from error
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise StudyError(
+            "task",
+            f"{task.name!r} cannot be trained{f' with {words}' if words else ''}: its model, loss "
+            f"or metric raises {type(error).__name__} ({first})",
+        ) from error
+
+
+def cut(spec: StudySpec, variants: Variants, device: str) -> dict[Levels, list[list[Run]]]:
+    """The runs of each variant in chunks; chunks never mix variants."""
+    runs = plan(spec)
+    return {
+        levels: chunks(
+            [run for run in runs if run.levels == levels],
+            variant.task.parameters,
+            variant.program.backend,
+            workers=torch.get_num_threads() if _together(variant, device) else 1,
+        )
+        for levels, variant in variants.items()
+    }
+
+
+def arranged(
+    cuts: Cuts, variants: Variants, backends: Mapping[Levels, Backend], device: str
+) -> list[Chunk]:
+    """All chunks of a study, as `execute` takes them."""
+    return [
+        Chunk(
+            runs,
+            variant.task,
+            backends[levels],
+            _together(variant, device) and backends[levels] == "eager",
+        )
+        for levels, variant in variants.items()
+        for runs in cuts[levels]
+    ]
+
+
+def _together(variant: Variant, device: str) -> bool:
+    return variant.program.concurrent and device == "cpu"
+
+
+def joined(backends: Mapping[Levels, Backend]) -> str:
+    """Backends of all variants in one word, or in one each, as they are put on record."""
+    words = list(backends.values())
+    return words[0] if len(set(words)) == 1 else ",".join(words)
+
+
+def backend_of(record: str, place: int) -> Backend:
+    """The inverse of `joined` for one variant, by its place."""
+    words = record.split(",")
+    found = words[place] if len(words) > 1 else words[0]
+    return "one by one" if found == "one by one" else "compiled" if found == "compiled" else "eager"
