@@ -223,7 +223,7 @@ def _values(column: "Column") -> str:
         return " to ".join(
             str(date(1970, 1, 1) + timedelta(days=d)) for d in (column.low, column.high)
         )
-    return f"{number(column.low)} to {number(column.high)}"
+    return f"{column.low:.4g} to {column.high:.4g}"
 
 
 def option_of(argument: str) -> str:

@@ -155,7 +155,8 @@ def study(
     }
     if table is not None and result.summary["test_metric"].notna().any():
         model = Path(f"thalweg-{result.spec.name}.model") if model is None else model
-        predictor = table.predictor(result.train_best(table))
+        best = result.train_best()
+        predictor = best.task.predictor(best.weights)
         written["Model"] = _write("--model", model, predictor.save, result.verdict, db)
     _print(result, written | {"Record": db}, json)
 
