@@ -9,6 +9,7 @@ import typer
 
 from thalweg import __version__
 from thalweg.cli.optimizers import optimizers
+from thalweg.cli.predict import predict
 from thalweg.cli.study import study
 
 __all__ = ["app", "main"]
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("study")(study)
+app.command("predict")(predict)
 app.command("optimizers")(optimizers)
 
 

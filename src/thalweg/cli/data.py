@@ -189,9 +189,12 @@ def print_columns(task: "TableTask") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    for heading in ("column", "taken for", "values", "missing", "because"):
-        shown.add_column(heading, justify="right" if heading == "missing" else "left")
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("column", overflow="fold")
+    shown.add_column("taken for", no_wrap=True)
+    shown.add_column("values", no_wrap=True, max_width=28)
+    shown.add_column("missing", justify="right", no_wrap=True)
+    shown.add_column("because")
     for column in task.columns:
         shown.add_row(
             Text(column.name),
@@ -213,10 +216,8 @@ def print_columns(task: "TableTask") -> None:
 
 def _values(column: "Column") -> str:
     if column.levels:
-        few = column.levels[:LEVELS]
-        more = len(column.levels) - len(few)
-        between = " < " if column.kind == "ordinal" else ", "
-        return between.join(few) + (f", … {more:,} more" if more else "")
+        count = f"{len(column.levels):,}: " if len(column.levels) > LEVELS else ""
+        return count + (" < " if column.kind == "ordinal" else ", ").join(column.levels[:LEVELS])
     if column.low is None or column.high is None:
         return ""
     if column.kind == "date":

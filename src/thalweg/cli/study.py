@@ -156,6 +156,7 @@ def study(
     if table is not None and result.summary["test_metric"].notna().any():
         model = Path(f"thalweg-{result.spec.name}.model") if model is None else model
         best = result.train_best()
+        assert isinstance(best.task, thalweg.TableTask)
         predictor = best.task.predictor(best.weights)
         written["Model"] = _write("--model", model, predictor.save, result.verdict, db)
     _print(result, written | {"Record": db}, json)
