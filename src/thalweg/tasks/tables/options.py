@@ -118,6 +118,8 @@ def check_names(table: Table, declared: Declared, encodings: Mapping[str, tuple[
                 raise TaskError(
                     option, f"{table.name} has no column {column!r}; {nearest(column, names)}"
                 )
+    if declared.group is not None and declared.time is not None:
+        raise TaskError("time", "rows are divided by --group or by --time, not by both")
     for one, other in _APART:
         both = set(said.get(one, ())) & set(said.get(other, ()))
         if both:
@@ -129,6 +131,6 @@ def check_names(table: Table, declared: Declared, encodings: Mapping[str, tuple[
 _APART = (
     ("numeric", "nominal"), ("numeric", "ordinal"), ("nominal", "ordinal"), ("target", "ordinal"),
     ("target", "drop"), ("target", "group"), ("target", "time"), ("target", "encodings"),
-    ("group", "time"), ("group", "drop"), ("time", "drop"), ("numeric", "encodings"),
+    ("group", "drop"), ("time", "drop"), ("numeric", "encodings"),
     ("drop", "encodings"),
 )  # fmt: skip
