@@ -161,7 +161,8 @@ def _numeric(
     if low == high:
         shown = number_label(low)
         return Column(name, "ignored", f"it is {shown} in all training rows", missing=missing)
-    if not chosen and len(rows) >= ROWS_TO_TELL and counts_rows(numbers, rows):
+    plain = read.kind == "numeric" and not chosen  # a date for each row is a date
+    if plain and len(rows) >= ROWS_TO_TELL and counts_rows(numbers, rows):
         return Column(
             name,
             "ignored",

@@ -41,7 +41,8 @@ class LookupLinear(nn.Module):
             codes: numbers of categories, ``(batch, columns)``, each column's after the last's;
                 ``levels`` for a category that there is none of, which adds exactly zero.
         """
-        rows = self.table[codes.clamp(max=self.levels - 1)]
+        # Not indexed with brackets, whose result may depend on values, so that nothing traces it.
+        rows = nn.functional.embedding(codes.clamp(max=self.levels - 1), self.table)
         known = (codes < self.levels).to(rows.dtype).unsqueeze(-1)
         summed = (rows * known).sum(-2) + self.bias
         return summed if self.weight is None else summed + x @ self.weight.T
