@@ -40,7 +40,16 @@ def study(
     steps: Annotated[
         int | None, typer.Option(help="Steps of every run, instead of --epochs.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 32,
+    losses: Annotated[
+        str | None,
+        typer.Option(
+            help="Losses, separated by commas: cross_entropy,mse. Several are compared. By default"
+            " the task's."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step. By default the task's.")
+    ] = None,
     target: Annotated[
         float | None,
         typer.Option(help="Validation metric that counts as trained: 0.95. By default the task's."),
@@ -94,6 +103,7 @@ def study(
                 lr,
                 seeds,
                 epochs,
+                losses=losses,
                 steps=steps,
                 batch_size=batch_size,
                 target=target,
@@ -198,13 +208,16 @@ def _refuse(option: str, problem: str) -> None:
 def _print(result: "StudyResult", report: Path, db: str, json: bool) -> None:
     from rich.console import Console
 
-    from thalweg.report import summary_table
+    from thalweg.report import effect_table, summary_table
 
     if json:
         sys.stdout.write(result.to_json() + "\n")
     else:
         console = Console()
-        console.print(summary_table(result))
+        console.print(summary_table(result, console.width))
+        for factor in result.spec.varied:
+            console.print()
+            console.print(effect_table(result, factor, console.width))
         console.print(result.verdict, highlight=False)
         for note in result.notes:
             console.print(note, style="dim", highlight=False)

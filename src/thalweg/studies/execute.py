@@ -209,8 +209,10 @@ def _in_threads(
     try:
         for future in as_completed([pool.submit(run, chunk) for chunk in pending]):
             yield future.result()
-    finally:
+    except BaseException:
         watch.cancelled = True
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
