@@ -250,13 +250,16 @@ def _write(option: str, path: Path, write: "Callable[[Path], object]", shown: st
 def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) -> None:
     from rich.console import Console
 
-    from thalweg.report import summary_table
+    from thalweg.report import effect_table, summary_table
 
     if json:
         sys.stdout.write(result.to_json() + "\n")
     else:
         console = Console()
-        console.print(summary_table(result))
+        console.print(summary_table(result, console.width))
+        for factor in result.spec.varied:
+            console.print()
+            console.print(effect_table(result, factor, console.width))
         console.print(result.verdict, highlight=False)
         for note in result.notes:
             console.print(note, style="dim", highlight=False)

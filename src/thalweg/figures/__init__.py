@@ -1,6 +1,6 @@
 """Every picture, as functions: data frame in, plotly figure out; nothing computes here."""
 
-from thalweg.figures.study import learning_curves, metric_against_lr, time_to_target
+from thalweg.figures.study import effect, learning_curves, metric_against_lr, time_to_target
 from thalweg.figures.style import number
 
-__all__ = ["learning_curves", "metric_against_lr", "number", "time_to_target"]
+__all__ = ["effect", "learning_curves", "metric_against_lr", "number", "time_to_target"]

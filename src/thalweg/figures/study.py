@@ -1,23 +1,25 @@
 """The pictures of a study: data frame in, figure out; nothing is computed here."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import finish, number, shade
+from thalweg.figures.style import DASHES, SYMBOLS, finish, number, shade
 from thalweg.optim.registry import OPTIMIZERS
 
-__all__ = ["learning_curves", "metric_against_lr", "time_to_target"]
+__all__ = ["effect", "learning_curves", "metric_against_lr", "time_to_target"]
 
 COLUMNS = 4
 PANEL = 210  # pixels of a panel's height
+TRAINING = "training loss, mean of an epoch's batches"
 
 
 def metric_against_lr(trials: pd.DataFrame, metric: str, percent: bool) -> go.Figure:
-    """Final test metric against learning rate, a panel an optimizer.
+    """Final test metric against learning rate, a panel an optimizer, a line an arm.
 
     Args:
         trials: one row a setting, as `thalweg.studies.StudyResult` documents it.
@@ -25,68 +27,102 @@ def metric_against_lr(trials: pd.DataFrame, metric: str, percent: bool) -> go.Fi
         percent: whether it is a fraction, to be shown in per cent.
     """
     names = list(dict.fromkeys(trials["optimizer"]))
+    levels = list(dict.fromkeys(trials["levels"]))
     figure, places = _panels(names)
     scale = 100 if percent else 1
     low = scale * _floor(trials, percent)
+    if len(levels) > 1:
+        _level_legend(figure, levels)
     for i, (name, place) in enumerate(zip(names, places, strict=True)):
-        entry = OPTIMIZERS[name]
-        mine = trials[trials["optimizer"] == name]
-        drawn = mine[mine["test_metric"].notna()]
-        figure.add_scatter(
-            x=drawn["lr"],
-            y=scale * drawn["test_metric"],
-            error_y={
-                "array": scale * (drawn["high"] - drawn["test_metric"]),
-                "arrayminus": scale * (drawn["test_metric"] - drawn["low"]),
-                "thickness": 1,
-                "width": 3,
-            },
-            mode="lines+markers",
-            line={"color": entry.color, "width": 1.5},
-            marker={"size": 5},
-            name="mean over seeds, 95 % interval",
-            legendgroup="mean",
-            showlegend=i == 0,
-            customdata=drawn[["n", "diverged"]],
-            hovertemplate=f"{entry.label}, learning rate %{{x:.4g}}<br>{metric} %{{y:.4g}}"
-            f"{' %' * percent}<br>%{{customdata[0]}} seeds completed, %{{customdata[1]}} diverged"
-            "<extra></extra>",
-            **place,
-        )
-        best = drawn[drawn["best"]]
-        figure.add_scatter(
-            x=best["lr"],
-            y=scale * best["test_metric"],
-            mode="markers",
-            marker={"symbol": "circle-open", "size": 13, "color": "#111", "line": {"width": 2}},
-            name="chosen on validation data",
-            legendgroup="best",
-            showlegend=i == 0,
-            hoverinfo="skip",
-            **place,
-        )
-        failed = mine[mine["diverged"] > 0]
-        figure.add_scatter(
-            x=failed["lr"],
-            y=[low] * len(failed),
-            mode="markers",
-            marker={"symbol": "x", "size": 8, "color": "#c1121f"},
-            name="some or all seeds diverged",
-            legendgroup="diverged",
-            showlegend=i == 0,
-            customdata=failed[["diverged", "n"]],
-            hovertemplate=f"{entry.label}, learning rate %{{x:.4g}}<br>%{{customdata[0]}} seeds "
-            "diverged, %{customdata[1]} completed<extra></extra>",
-            cliponaxis=False,
-            **place,
-        )
+        for k, level in enumerate(levels):
+            mine = trials[(trials["optimizer"] == name) & (trials["levels"] == level)]
+            _settings(figure, mine, k, len(levels) > 1, i == k == 0, scale, low, metric, place)
     figure.update_xaxes(type="log", dtick=1, exponentformat="power", showexponent="all")
     if percent:
         figure.update_yaxes(range=[low, 101], ticksuffix=" %")
     rows = _rows(names)
     figure.update_xaxes(title_text="learning rate", row=rows)
     figure.update_yaxes(title_text=f"test {metric}", col=1)
-    return finish(figure, rows * PANEL + 110)
+    return finish(figure, rows * PANEL + 110 + 20 * (len(levels) > 1))
+
+
+def _level_legend(figure: go.Figure, levels: Sequence[str]) -> None:
+    """Entries that say which dash and mark is which level, for all panels and their colours."""
+    for k, level in enumerate(levels):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines+markers",
+            line={"color": "#222222", "width": 1.5, "dash": DASHES[k % len(DASHES)]},
+            marker={"size": 7, "symbol": SYMBOLS[k % len(SYMBOLS)]},
+            name=level,
+        )
+
+
+def _settings(
+    figure: go.Figure,
+    mine: pd.DataFrame,
+    k: int,
+    several: bool,
+    first: bool,
+    scale: int,
+    low: float,
+    metric: str,
+    place: dict[str, int],
+) -> None:
+    """One arm's settings: means with intervals, the chosen one, and where seeds diverged."""
+    entry, arm = OPTIMIZERS[mine["optimizer"].iloc[0]], mine["arm"].iloc[0]
+    drawn = mine[mine["test_metric"].notna()]
+    figure.add_scatter(
+        x=drawn["lr"],
+        y=scale * drawn["test_metric"],
+        error_y={
+            "array": scale * (drawn["high"] - drawn["test_metric"]),
+            "arrayminus": scale * (drawn["test_metric"] - drawn["low"]),
+            "thickness": 1,
+            "width": 3,
+        },
+        mode="lines+markers",
+        line={"color": entry.color, "width": 1.5, "dash": DASHES[k % len(DASHES)]},
+        marker={"size": 6 if several else 5, "symbol": SYMBOLS[k % len(SYMBOLS)]},
+        name="mean over seeds, 95 % interval",
+        legendgroup="mean",
+        # With several levels the entries that tell them apart stand for it.
+        showlegend=first and not several,
+        customdata=drawn[["n", "diverged"]],
+        hovertemplate=f"{arm}, learning rate %{{x:.4g}}<br>{metric} %{{y:.4g}}"
+        f"{' %' * (scale == 100)}<br>%{{customdata[0]}} seeds completed, %{{customdata[1]}} "
+        "diverged<extra></extra>",
+        **place,
+    )
+    best = drawn[drawn["best"]]
+    figure.add_scatter(
+        x=best["lr"],
+        y=scale * best["test_metric"],
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 13, "color": "#111", "line": {"width": 2}},
+        name="chosen on validation data",
+        legendgroup="best",
+        showlegend=first,
+        hoverinfo="skip",
+        **place,
+    )
+    failed = mine[mine["diverged"] > 0]
+    figure.add_scatter(
+        x=failed["lr"],
+        # One above the other, or the marks of several levels would hide each other.
+        y=[low + (3 * k if scale == 100 else 0)] * len(failed),
+        mode="markers",
+        marker={"symbol": "x", "size": 8, "color": "#c1121f"},
+        name="some or all seeds diverged",
+        legendgroup="diverged",
+        showlegend=first,
+        customdata=failed[["diverged", "n"]],
+        hovertemplate=f"{arm}, learning rate %{{x:.4g}}<br>%{{customdata[0]}} seeds "
+        "diverged, %{customdata[1]} completed<extra></extra>",
+        cliponaxis=False,
+        **place,
+    )
 
 
 def _floor(trials: pd.DataFrame, percent: bool) -> float:
@@ -98,65 +134,101 @@ def _floor(trials: pd.DataFrame, percent: bool) -> float:
 
 
 def learning_curves(
-    best_curves: pd.DataFrame, order: Sequence[str], loss: str, metric: str, percent: bool
+    best_curves: pd.DataFrame,
+    order: Sequence[str],
+    loss: str | Mapping[str, str],
+    metric: str,
+    percent: bool,
 ) -> go.Figure:
-    """Each optimizer at its best setting: loss on training and validation data, and the metric.
+    """Each arm at its best setting: loss on training and validation data, and the metric.
+
+    Panels are optimizers. Where several arms share a panel the metric, by which alone they can be
+    compared, comes first; each loss has a row of its own below, as its units are its own.
 
     Args:
-        best_curves: one row an optimizer and epoch, as `thalweg.studies.StudyResult` documents it.
+        best_curves: one row an arm and epoch, as `thalweg.studies.StudyResult` documents it.
         order: optimizers in the order of panels.
-        loss: name of the loss.
+        loss: what axes call the loss, or each of several losses by its name.
         metric: name of the metric.
         percent: whether the metric is a fraction, to be shown in per cent.
     """
     names = [n for n in order if n in set(best_curves["optimizer"])]
+    levels = list(dict.fromkeys(best_curves["levels"]))
+    several = len(levels) > 1
+    losses = {"": loss} if isinstance(loss, str) else loss
+    rows = [None, *losses] if several else [*losses, None]  # None for the metric
     figure = make_subplots(
-        rows=2,
+        rows=len(rows),
         cols=max(1, len(names)),
         shared_xaxes=True,
         shared_yaxes=True,
-        vertical_spacing=0.08,
+        vertical_spacing=0.16 / len(rows),
         horizontal_spacing=0.012,
+        row_heights=[1.4 if several and name is None else 1 for name in rows],
         column_titles=[OPTIMIZERS[n].label for n in names],
     )
-    parts = (
-        ("train_loss", 1, "#8a8a8a", "dot", "training loss, mean of an epoch's batches"),
-        ("validation_loss", 1, "", "solid", "validation loss"),
-        ("validation_metric", 2, "", "solid", f"validation {metric}"),
-    )
+    if several:
+        _level_legend(figure, levels)
     for dash, color, words in (
-        ("dot", "#8a8a8a", parts[0][4]),
-        ("solid", "#111111", "validation"),
+        ("solid" if several else "dot", "#8a8a8a", TRAINING),
+        ("solid", "#111111", "validation" + ", in the optimizer's colour" * several),
     ):
         # The legend stands for all panels, whose lines have colours of their own.
         figure.add_scatter(
             x=[None], y=[None], mode="lines", line={"dash": dash, "color": color}, name=words
         )
     for column, name in enumerate(names, start=1):
-        mine = best_curves[best_curves["optimizer"] == name]
-        for quantity, row, color, dash, words in parts:
-            scale = 100 if percent and quantity == "validation_metric" else 1
-            _band(
-                figure,
-                mine,
-                quantity,
-                scale,
-                color or OPTIMIZERS[name].color,
-                {
-                    "name": words,
-                    "showlegend": False,
-                    "line": {"dash": dash, "width": 1.8},
-                    "text": [OPTIMIZERS[name].label] * len(mine),
-                },
-                {"row": row, "col": column},
-            )
-    figure.update_yaxes(title_text=loss, type="log", row=1, col=1, title_standoff=4)
-    figure.update_yaxes(type="log", exponentformat="power", row=1)
-    figure.update_yaxes(title_text=f"validation {metric}", row=2, col=1, title_standoff=4)
-    if percent:
-        figure.update_yaxes(ticksuffix=" %", row=2)
-    figure.update_xaxes(title_text="epoch", row=2)
-    return finish(figure, 520)
+        for k, level in enumerate(levels):
+            mine = best_curves[
+                (best_curves["optimizer"] == name) & (best_curves["levels"] == level)
+            ]
+            for row, which in enumerate(rows, start=1):
+                if len(mine) and which in (None, "", mine["loss"].iloc[0]):
+                    _curve(
+                        figure,
+                        mine,
+                        f"validation {metric}" if which is None else "",
+                        100 if percent else 1,
+                        DASHES[k % len(DASHES)] if several else "",
+                        {"row": row, "col": column},
+                    )
+    for row, which in enumerate(rows, start=1):
+        title = f"validation {metric}" if which is None else losses[which]
+        figure.update_yaxes(title_text=title, row=row, col=1, title_standoff=4)
+        if which is not None:
+            figure.update_yaxes(type="log", exponentformat="power", row=row)
+        elif percent:
+            figure.update_yaxes(ticksuffix=" %", row=row)
+    figure.update_xaxes(title_text="epoch", row=len(rows))
+    return finish(figure, 520 if not several else 190 * len(rows) + 200)
+
+
+def _curve(
+    figure: go.Figure,
+    mine: pd.DataFrame,
+    metric: str,
+    scale: int,
+    dash: str,
+    place: dict[str, int],
+) -> None:
+    """One arm in one panel: the metric, if it is given, or else both losses."""
+    color = OPTIMIZERS[mine["optimizer"].iloc[0]].color
+    parts = (
+        [("validation_metric", scale, color, dash or "solid", metric)]
+        if metric
+        else [
+            ("train_loss", 1, "#8a8a8a", dash or "dot", TRAINING),
+            ("validation_loss", 1, color, dash or "solid", "validation loss"),
+        ]
+    )
+    for quantity, factor, shade_of, pattern, words in parts:
+        line = {
+            "name": words,
+            "showlegend": False,
+            "line": {"dash": pattern, "width": 1.8},
+            "text": [mine["arm"].iloc[0]] * len(mine),
+        }
+        _band(figure, mine, quantity, factor, shade_of, line, place)
 
 
 def _band(
@@ -192,10 +264,10 @@ def _band(
 
 
 def time_to_target(summary: pd.DataFrame, target: str) -> go.Figure:
-    """Epochs and seconds until the target was reached, median over seeds, a bar an optimizer.
+    """Epochs and seconds until the target was reached, median over seeds, a bar an arm.
 
     Args:
-        summary: one row an optimizer, as `thalweg.studies.StudyResult` documents it.
+        summary: one row an arm, as `thalweg.studies.StudyResult` documents it.
         target: the target in words, "validation accuracy 95 %".
     """
     figure = make_subplots(
@@ -203,7 +275,7 @@ def time_to_target(summary: pd.DataFrame, target: str) -> go.Figure:
         column_titles=["epochs", "seconds of training a run"],
     )  # fmt: skip
     rows = summary.iloc[::-1]
-    labels = [OPTIMIZERS[n].label for n in rows["optimizer"]]
+    labels = list(rows["arm"])
     colors = [OPTIMIZERS[n].color for n in rows["optimizer"]]
     for column, quantity in enumerate(("epochs_to_target", "seconds_to_target"), start=1):
         figure.add_bar(
@@ -226,7 +298,115 @@ def time_to_target(summary: pd.DataFrame, target: str) -> go.Figure:
             figure.update_xaxes(range=[0, 1.2 * largest], col=column)
     figure.update_xaxes(title_text=f"epochs to {target}", col=1)
     figure.update_xaxes(title_text=f"seconds to {target}", col=2)
-    return finish(figure, 32 * len(rows) + 100, legend=False)
+    finish(figure, 32 * len(rows) + 100, legend=False)
+    return figure.update_yaxes(automargin=True, col=1)  # names of arms are long
+
+
+def effect(effects: pd.DataFrame, metric: str, percent: bool, *, start: bool = False) -> go.Figure:
+    """What one factor does: the test metric at each of its levels, a line a context.
+
+    Args:
+        effects: rows of one factor, as `thalweg.studies.StudyResult` documents them.
+        metric: name of the metric.
+        percent: whether it is a fraction, to be shown in per cent.
+        start: whether the norm of the gradient at the initial weights stands beside it.
+    """
+    levels = list(dict.fromkeys(effects["level"]))
+    contexts = list(dict.fromkeys(effects["context"]))
+    name = effects["factor"].iloc[0]
+    columns = 2 if start else 1
+    figure = make_subplots(
+        rows=1,
+        cols=columns,
+        column_widths=[0.68, 0.32][:columns],
+        horizontal_spacing=0.1,
+        column_titles=[f"test {metric}", "norm of the gradient at the start"][:columns],
+    )
+    scale = 100 if percent else 1
+    patterns: dict[str, int] = {}  # of contexts, by what they are besides the optimizer
+    for i, context in enumerate(contexts):
+        mine = effects[(effects["context"] == context) & effects["test_metric"].notna()]
+        every = effects[effects["context"] == context]
+        k = patterns.setdefault(context.partition(", ")[2], len(patterns))
+        figure.add_scatter(
+            # Side by side, so that no interval hides another.
+            x=[levels.index(n) + _aside(i, len(contexts)) for n in mine["level"]],
+            y=scale * mine["test_metric"],
+            error_y={
+                "array": scale * (mine["high"] - mine["test_metric"]),
+                "arrayminus": scale * (mine["test_metric"] - mine["low"]),
+                "thickness": 1.2,
+                "width": 4,
+            },
+            mode="lines+markers",
+            line={
+                "color": OPTIMIZERS[every["optimizer"].iloc[0]].color,
+                "width": 1.2,
+                "dash": DASHES[k % len(DASHES)],
+            },
+            marker={"size": 8, "symbol": SYMBOLS[k % len(SYMBOLS)]},
+            name=context,
+            text=mine["level"],
+            customdata=mine["lr"],
+            hovertemplate=f"{context}, %{{text}}<br>{metric} %{{y:.4g}}{' %' * percent}"
+            "<br>learning rate %{customdata:.4g}<extra></extra>",
+            row=1,
+            col=1,
+        )
+    ticks = {"tickmode": "array", "tickvals": list(range(len(levels))), "ticktext": levels}
+    figure.update_xaxes(title_text=name, range=[-0.5, len(levels) - 0.5], **ticks)
+    figure.update_yaxes(title_text=f"test {metric}", col=1)
+    if percent:
+        figure.update_yaxes(ticksuffix=" %", col=1)
+    if start:
+        _starts(figure, effects, levels, list(patterns))
+    return finish(figure, 380)
+
+
+def _starts(
+    figure: go.Figure, effects: pd.DataFrame, levels: Sequence[str], others: Sequence[str]
+) -> None:
+    """The gradient norms of all levels, beside the metric; the same for all optimizers."""
+    for k, other in enumerate(others):
+        mine = effects[effects["context"].str.partition(", ")[2] == other]
+        mine = mine.drop_duplicates("level")
+        figure.add_scatter(
+            x=[levels.index(n) + _aside(k, len(others)) for n in mine["level"]],
+            y=mine["gradient_norm"],
+            mode="markers+text",
+            marker={"size": 9, "color": "#444444", "symbol": SYMBOLS[k % len(SYMBOLS)]},
+            text=["" if pd.isna(v) else number(v) for v in mine["gradient_norm"]],
+            # Neighbours of nearly the same height would write over each other.
+            textposition="bottom center" if k % 2 else "top center",
+            customdata=mine["start_loss"],
+            hovertemplate=f"{other or 'all optimizers'}<br>gradient norm %{{y:.4g}}, loss "
+            "%{customdata:.4g}<extra></extra>",
+            showlegend=False,
+            cliponaxis=False,
+            row=1,
+            col=2,
+        )
+    figure.update_yaxes(
+        title_text="gradient norm, mean over seeds",
+        type="log",
+        dtick=1,
+        range=_decades(effects),
+        col=2,
+    )
+
+
+def _aside(i: int, count: int) -> float:
+    """How far from its level's place a context's mark stands."""
+    return (i - (count - 1) / 2) * min(0.12, 0.6 / count)
+
+
+def _decades(rows: pd.DataFrame) -> list[float]:
+    """Whole decades around the norms, which a logarithmic axis needs to show a tick."""
+    found = rows["gradient_norm"]
+    found = found[(found > 0) & (found < math.inf)]
+    if found.empty:
+        return [-1.0, 1.0]
+    return [math.floor(math.log10(found.min())), math.ceil(math.log10(1.2 * found.max()))]
 
 
 def _rows(names: Sequence[str]) -> int:

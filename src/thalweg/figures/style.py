@@ -3,7 +3,11 @@
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-__all__ = ["finish", "number", "shade"]
+__all__ = ["DASHES", "SYMBOLS", "finish", "number", "shade"]
+
+# What tells levels of a factor apart, where colours are the optimizers'.
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "hexagon")
 
 _INK, _GRID = "#222222", "#e6e6e6"
 _FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"

@@ -10,10 +10,17 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from thalweg.figures import learning_curves, metric_against_lr, number, time_to_target
+from thalweg.figures import effect, learning_curves, metric_against_lr, number, time_to_target
 from thalweg.files import whole
 from thalweg.optim.registry import OPTIMIZERS
-from thalweg.report.words import columns, metric_text, summary_rows, target_text
+from thalweg.report.words import (
+    columns,
+    effect_columns,
+    effect_rows,
+    metric_text,
+    summary_rows,
+    target_text,
+)
 from thalweg.studies import StudyResult
 
 __all__ = ["figures", "result_html", "write"]
@@ -28,14 +35,19 @@ def figures(result: StudyResult) -> dict[str, go.Figure]:
         "metric_against_lr": metric_against_lr(result.trials, task.metric, task.percent),
         "learning_curves": learning_curves(
             result.best_curves,
-            list(result.summary["optimizer"]),
-            task.loss,
+            list(dict.fromkeys(result.summary["optimizer"])),
+            task.losses if len(task.losses) > 1 else task.loss,
             task.metric,
             task.percent,
         ),
     }
     if result.spec.target is not None:
         drawn["time_to_target"] = time_to_target(result.summary, target_text(result))
+    for factor in result.spec.varied:
+        mine = result.effects[result.effects["factor"] == factor.name]
+        drawn[f"effect_of_{factor.name}"] = effect(
+            mine, task.metric, task.percent, start=factor.start
+        )
     return drawn
 
 
@@ -62,7 +74,10 @@ def write(result: StudyResult, path: str | Path) -> Path:
         runs=_runs(result),
         metric_text=lambda value: metric_text(result, value),
         method=_method(result),
-        labels={name: OPTIMIZERS[name].label for name in result.spec.optimizers},
+        effects=[
+            (factor, effect_columns(result, factor), effect_rows(result, factor))
+            for factor in result.spec.varied
+        ],
     )
     with whole(path) as file:
         file.write_text(page, encoding="utf-8")
@@ -105,7 +120,7 @@ def _runs(result: StudyResult) -> tuple[list[str], list[list[tuple[str, Any]]]]:
     """Heading and cells of the table of all runs: what is shown, and what it sorts by."""
     metric = result.task.metric
     heads = [
-        "optimizer",
+        "arm" if result.spec.varied else "optimizer",
         "learning rate",
         "seed",
         "outcome",
@@ -123,7 +138,7 @@ def _runs(result: StudyResult) -> tuple[list[str], list[list[tuple[str, Any]]]]:
         metrics = (run.validation_metric, run.test_metric)
         rows.append(
             [
-                (OPTIMIZERS[run.optimizer].label, OPTIMIZERS[run.optimizer].label),
+                (run.arm, run.arm),
                 (number(run.lr), run.lr),
                 (str(run.seed), run.seed),
                 (run.outcome, run.outcome),
@@ -152,24 +167,31 @@ def _method(result: StudyResult) -> list[tuple[str, str]]:
         f"{OPTIMIZERS[name].label} {len(values)} from {number(values[0])} to {number(values[-1])}"
         for name, values in spec.lrs
     )
+    varied = spec.varied
+    arms = "arm" if varied else "optimizer"
+    size = f"{task.parameters:,}"
+    if task.most_parameters > task.parameters:
+        size += f" to {task.most_parameters:,}"
     return [
         (
             "Task",
             f"{task.name}: {task.title}; {task.n_train} samples for training, {task.n_validation} "
             f"for validation, {task.n_test} for test; {task.loss}; a model of "
-            f"{task.parameters:,} parameters",
+            f"{size} parameters",
         ),
+        *[("Data", note) for note in task.notes],
+        *[(f.name.capitalize(), ", ".join(map(f.text, spec.levels(f)))) for f in varied],
         (
             "Budget",
             f"{spec.steps} steps of {spec.batch_size} samples for every run "
             f"({spec.steps / spec.steps_per_epoch:.3g} epochs), the same number of settings and "
-            f"seeds for every optimizer",
+            f"seeds for every {arms}",
         ),
         ("Learning rates", rates),
         (
             "Seeds",
             f"{', '.join(map(str, spec.seeds))}. A seed sets initial weights and the order of "
-            "batches, the same for all optimizers",
+            f"batches, the same for all {arms}s",
         ),
         (
             "Selection",

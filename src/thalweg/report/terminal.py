@@ -1,22 +1,73 @@
 """The summary as a table in a terminal."""
 
+from collections.abc import Container, Sequence
+from typing import Literal
+
 from rich.table import Table
 
-from thalweg.report.words import columns, summary_rows
-from thalweg.studies import StudyResult
+from thalweg.report.words import Column, columns, effect_columns, effect_rows, summary_rows
+from thalweg.studies import Factor, StudyResult
 
-__all__ = ["summary_table"]
+__all__ = ["effect_table", "summary_table"]
 
+_RANGE = 6
 _RIGHT = (2, 4, 5, 7)
-_RANGE = 6  # the column of good learning rates, of which there is room for the factor alone
+# Columns that give way to long names, the first of them first.
+_SUMMARY_YIELDS = (6, 5, 4)
+_EFFECT_YIELDS = (
+    "best\nlr", "loss at\nstart", "epochs to\ntarget", "seconds to\ntarget", "parameters",
+    "seconds\na run", "diverged\nruns", "gradient\nnorm",
+)  # fmt: skip
 
 
-def summary_table(result: StudyResult) -> Table:
-    """One row an optimizer, best first; fits 80 columns."""
+def summary_table(result: StudyResult, width: int = 100) -> Table:
+    """One row an arm, best first.
+
+    Args:
+        result: of the study.
+        width: of the terminal; with optimizers alone 80 are enough.
+    """
+    rows = summary_rows(result)
+    for row in rows:
+        row[_RANGE] = row[_RANGE].split(" ")[0]  # there is room for the factor alone
+    yields = _SUMMARY_YIELDS if result.spec.varied else ()
+    return _table(columns(result), rows, _RIGHT, yields, width)
+
+
+def effect_table(result: StudyResult, factor: Factor, width: int = 100) -> Table:
+    """What a factor does: one row a context and level.
+
+    Args:
+        result: of the study.
+        factor: one that it varies.
+        width: of the terminal.
+    """
+    heads = effect_columns(result, factor)
+    places = {head.short: i for i, head in enumerate(heads)}
+    yields = [places[name] for name in _EFFECT_YIELDS if name in places]
+    return _table(heads, effect_rows(result, factor), range(4, len(heads)), yields, width)
+
+
+def _table(
+    heads: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    right: Container[int],
+    yields: Sequence[int],
+    width: int,
+) -> Table:
+    """A table of the columns that there is room for."""
+    widths = [
+        max(len(line) for text in (head.short, *column) for line in text.split("\n"))
+        for head, column in zip(heads, zip(*rows, strict=True), strict=True)
+    ]
+    shown = list(range(len(heads)))
+    for i in yields:
+        if sum(widths[k] + 1 for k in shown) - 1 > width and i in shown:
+            shown.remove(i)
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    for i, column in enumerate(columns(result)):
-        table.add_column(column.short, justify="right" if i in _RIGHT else "left", no_wrap=True)
-    for row in summary_rows(result):
-        row[_RANGE] = row[_RANGE].split(" ")[0]
-        table.add_row(*row)
+    for i in shown:
+        justify: Literal["left", "right"] = "right" if i in right else "left"
+        table.add_column(heads[i].short, justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     return table

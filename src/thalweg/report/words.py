@@ -7,10 +7,17 @@ from typing import Any
 import pandas as pd
 
 from thalweg.figures import number
-from thalweg.optim.registry import OPTIMIZERS
-from thalweg.studies import StudyResult
+from thalweg.studies import Factor, StudyResult
 
-__all__ = ["Column", "columns", "metric_text", "summary_rows", "target_text"]
+__all__ = [
+    "Column",
+    "columns",
+    "effect_columns",
+    "effect_rows",
+    "metric_text",
+    "summary_rows",
+    "target_text",
+]
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,19 @@ def columns(result: StudyResult) -> list[Column]:
     """Headings of `summary_rows`."""
     metric, target = result.task.metric, target_text(result) or "the target (none was given)"
     near = "one percentage point" if result.task.percent else "one per cent"
+    varied = [factor.name for factor in result.spec.varied]
+    arms = "arms" if varied else "optimizers"
+    what = Column("optimizer", "optimizer", "The update rule.")
+    if varied:
+        what = Column(
+            "arm",
+            "arm",
+            f"What is compared: an optimizer with its {' and '.join(varied)}, at a learning rate "
+            f"tuned for them.",
+        )
     return [
-        Column("", "place", "Order of test results; = marks optimizers tied with the first."),
-        Column("optimizer", "optimizer", "The update rule."),
+        Column("", "place", f"Order of test results; = marks {arms} tied with the first."),
+        what,
         Column(
             "best\nlr",
             "best learning rate",
@@ -81,22 +98,19 @@ def columns(result: StudyResult) -> list[Column]:
 
 
 def summary_rows(result: StudyResult) -> list[list[str]]:
-    """One row of text an optimizer, best first."""
+    """One row of text an arm, best first."""
     return [_row(result, i, row) for i, (_, row) in enumerate(result.summary.iterrows())]
 
 
 def _row(result: StudyResult, i: int, row: "pd.Series[Any]") -> list[str]:
     found = not math.isnan(row["test_metric"])
     place = "–" if not found else "1=" if row["tied"] else str(i + 1)
-    interval = metric_text(result, row["test_metric"])
-    if not math.isnan(row["low"]):
-        interval += f" ({_bare(result, row['low'])}–{_bare(result, row['high'])})"
     plus = "+" * bool(row["lr_clipped"])
     return [
         place,
-        OPTIMIZERS[row["optimizer"]].label,
+        row["arm"],
         number(row["lr"]) + "*" * bool(row["edge"]) if found else "–",
-        interval,
+        _interval(result, row),
         _or_dash(row["epochs_to_target"]),
         _or_dash(row["seconds_to_target"]),
         f"×{row['lr_factor']:.3g}{plus} ({number(row['lr_low'])}–{number(row['lr_high'])})"
@@ -104,6 +118,128 @@ def _row(result: StudyResult, i: int, row: "pd.Series[Any]") -> list[str]:
         else "–",
         f"{row['diverged']} of {row['runs']}",
     ]
+
+
+def effect_columns(result: StudyResult, factor: Factor) -> list[Column]:
+    """Headings of `effect_rows`."""
+    return [column for column, _ in _effect_cells(result, factor)]
+
+
+def effect_rows(result: StudyResult, factor: Factor) -> list[list[str]]:
+    """One row of text a context and level of a factor."""
+    return [list(row) for row in zip(*(c for _, c in _effect_cells(result, factor)), strict=True)]
+
+
+def _effect_cells(result: StudyResult, factor: Factor) -> list[tuple[Column, list[str]]]:
+    """Columns with their cells; those that say the same of all rows are left out."""
+    metric = result.task.metric
+    mine = result.effects[result.effects["factor"] == factor.name]
+    rows = [row for _, row in mine.iterrows()]
+    confidence = mine["confidence"].dropna()
+    at = f"{100 * confidence.iloc[0]:.3g}" if len(confidence) else "95"
+    first = rows[0]["level"]
+    what = "with" if len(result.spec.varied) > 1 else "optimizer"
+    contexts = [row["context"] for row in rows]
+    new = [a != b for a, b in zip(contexts, ["", *contexts], strict=False)]
+
+    def numbers(name: str) -> list[str]:
+        return [_or_dash(row[name]) for row in rows]
+
+    found = [
+        (
+            Column(what, what, "What is the same in the rows that follow each other."),
+            [context * is_new for context, is_new in zip(contexts, new, strict=True)],
+        ),
+        (Column(factor.name, factor.name, "The level."), [row["level"] for row in rows]),
+        (
+            Column(
+                f"test {metric}\n(95 % interval)",
+                f"test {metric}, mean and 95 % interval",
+                "At the arm's best learning rate, over seeds.",
+            ),
+            [_interval(result, row) for row in rows],
+        ),
+        (
+            Column(
+                f"against {first}\n({at} % interval)",
+                f"difference to {first} and {at} % interval",
+                f"Mean of the differences at the same seed{', in points' * result.task.percent}; "
+                f"= marks one that does not exclude zero.",
+            ),
+            [_difference(result, row) for row in rows],
+        ),
+        (Column("best\nlr", "best learning rate", "As in the first table."), numbers("lr")),
+    ]
+    if result.spec.target is not None:
+        found += [
+            (Column(f"{unit} to\ntarget", f"{unit} to target", "As in the first table."), cells)
+            for unit in ("epochs", "seconds")
+            for cells in [numbers(f"{unit}_to_target")]
+        ]
+    found.append(
+        (
+            Column(
+                "seconds\na run",
+                "seconds a run",
+                "Training time of one run, its share, mean over seeds.",
+            ),
+            numbers("seconds"),
+        )
+    )
+    if len(set(mine["parameters"])) > 1:
+        found.append(
+            (
+                Column("parameters", "parameters", "Of the model."),
+                [f"{n:,.0f}" for n in mine["parameters"]],
+            )
+        )
+    found.append(
+        (
+            Column("diverged\nruns", "diverged runs", "Runs whose loss blew up, of all runs."),
+            [f"{row['diverged']} of {row['runs']}" for row in rows],
+        )
+    )
+    if factor.start:
+        found += [
+            (
+                Column(
+                    "loss at\nstart", "loss at start", "At the initial weights, on training data."
+                ),
+                numbers("start_loss"),
+            ),
+            (
+                Column(
+                    "gradient\nnorm",
+                    "gradient norm at start",
+                    "Euclidean norm of its gradient over all parameters there, mean over seeds: "
+                    "where it is larger, the same learning rate takes a larger step.",
+                ),
+                numbers("gradient_norm"),
+            ),
+        ]
+    return found
+
+
+def _difference(result: StudyResult, row: "pd.Series[Any]") -> str:
+    if math.isnan(row["difference"]):
+        return "–"
+    mean, low, high = (
+        _signed(result, row[end]) for end in ("difference", "difference_low", "difference_high")
+    )
+    interval = "" if math.isnan(row["difference_low"]) else f" ({low} to {high})"
+    return f"{mean}{interval}{' =' * bool(row['tied'])}"
+
+
+def _signed(result: StudyResult, value: float) -> str:
+    text = f"{100 * value:+.1f}" if result.task.percent else f"{value:+.3g}"
+    return text.replace("-", "−")
+
+
+def _interval(result: StudyResult, row: "pd.Series[Any]") -> str:
+    text = metric_text(result, row["test_metric"])
+    if not math.isnan(row["low"]):
+        text += f" ({_bare(result, row['low'])}–{_bare(result, row['high'])})"
+    return text
 
 
 def _bare(result: StudyResult, value: float) -> str:

@@ -16,6 +16,8 @@ from thalweg.tasks import Metric
 
 __all__ = ["by_seed", "effect_notes", "effects_of"]
 
+# Contexts that a sentence names, where all of them agree.
+NAMED = 3
 _ARM_FIELDS = (
     "test_metric", "low", "high", "seeds", "lr", "epochs_to_target", "seconds_to_target",
     "diverged", "runs",
@@ -149,7 +151,7 @@ def effect_notes(spec: StudySpec, metric: Metric, effects: pd.DataFrame) -> list
         clauses = [
             clause
             for level in spec.levels(factor)[1:]
-            for clause in _clauses(metric, first, mine[mine[factor.name] == level])
+            for clause in _clauses(spec, metric, first, mine[mine[factor.name] == level])
         ]
         name = factor.name
         notes.append(f"{name[0].upper()}{name[1:]}: {'; '.join(clauses)}.")
@@ -163,7 +165,7 @@ def effect_notes(spec: StudySpec, metric: Metric, effects: pd.DataFrame) -> list
     return notes
 
 
-def _clauses(metric: Metric, first: str, rows: pd.DataFrame) -> list[str]:
+def _clauses(spec: StudySpec, metric: Metric, first: str, rows: pd.DataFrame) -> list[str]:
     """How one level does against the first, contexts with the same answer together."""
     level = rows["level"].iloc[0]
     sign = 1 if metric.higher_is_better else -1
@@ -171,25 +173,32 @@ def _clauses(metric: Metric, first: str, rows: pd.DataFrame) -> list[str]:
     clear, tied = known[~known["tied"]], known[known["tied"]]
     better = clear[sign * clear["difference"] > 0]
     worse = clear[sign * clear["difference"] < 0]
+    every = "optimizers" if len(spec.varied) == 1 else "contexts"
+
+    def where(some: pd.DataFrame) -> str:
+        if len(some) == len(rows) > NAMED:
+            return f"with all {len(rows)} {every}"
+        return f"with {listed([_in_sentence(context) for context in some['context']])}"
+
     found = []
     for winner, loser, some in ((first, level, worse), (level, first, better)):
         if len(some):
-            found.append(f"{_with(some)}, {winner} beats {loser} by {_amount(metric, some)}")
+            found.append(f"{where(some)}, {winner} beats {loser} by {_amount(metric, some)}")
     if len(tied):
         both = "they" if found else f"{first} and {level}"
         one_seed = tied["difference_low"].isna().all()
         answer = "cannot be told apart by one seed" if one_seed else "tie"
-        found.append(f"{_with(tied)}{'' if found else ','} {both} {answer}")
+        found.append(f"{where(tied)}{'' if found else ','} {both} {answer}")
     lost = rows[rows["difference"].isna()]
     if len(lost):
-        found.append(f"{_with(lost)}, {first} or {level} has no result")
+        found.append(f"{where(lost)}, {first} or {level} has no result")
     return found
 
 
-def _with(rows: pd.DataFrame) -> str:
-    """Contexts in a sentence: "with SGD (ordinal) and Adam (ordinal)"."""
-    parts = [context.partition(", ") for context in rows["context"]]
-    return f"with {listed([f'{name} ({more})' if more else name for name, _, more in parts])}"
+def _in_sentence(context: str) -> str:
+    """A context among others: "SGD (ordinal)"."""
+    name, _, more = context.partition(", ")
+    return f"{name} ({more})" if more else name
 
 
 def _amount(metric: Metric, rows: pd.DataFrame) -> str:

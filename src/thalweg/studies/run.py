@@ -185,11 +185,18 @@ def _notes(spec: StudySpec, variants: Variants, programs: Programs) -> list[str]
         for note in {p.note for p in (variant.program, *built) if p.note}:
             found.setdefault(note, []).append(levels)
     return sorted(
-        note
-        if len(which) == len(variants)
-        else f"with {'; with '.join(level_words(spec, levels) for levels in which)}: {note}"
+        note if len(which) == len(variants) else f"{_which(spec, which)}: {note}"
         for note, which in found.items()
     )
+
+
+def _which(spec: StudySpec, some: Sequence[Levels]) -> str:
+    """Some of all combinations of levels, by one level where it is just those that have it."""
+    for i, factor in enumerate(FACTORS):
+        for level in spec.levels(factor):
+            if set(some) == {levels for levels in spec.combinations if levels[i] == level}:
+                return f"with {factor.phrase(level)}"
+    return "; ".join(f"with {level_words(spec, levels)}" for levels in some)
 
 
 def _models(spec: StudySpec, variants: Variants, device: str) -> pd.DataFrame:
