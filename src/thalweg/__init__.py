@@ -8,18 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg import optim
-    from thalweg.studies import StudyError, StudyResult, study
-    from thalweg.tasks import Metric, Split, Task
+    from thalweg.studies import Check, StudyError, StudyResult, check, study
+    from thalweg.tasks import Metric, Split, Task, TaskError
 
 __version__ = "0.1.0"
-__all__ = ["Metric", "Split", "StudyError", "StudyResult", "Task", "optim", "study"]
+__all__ = [
+    "Check",
+    "Metric",
+    "Split",
+    "StudyError",
+    "StudyResult",
+    "Task",
+    "TaskError",
+    "check",
+    "optim",
+    "study",
+]
 
 _HOMES = {
+    "Check": "thalweg.studies",
     "Metric": "thalweg.tasks",
     "Split": "thalweg.tasks",
     "StudyError": "thalweg.studies",
     "StudyResult": "thalweg.studies",
     "Task": "thalweg.tasks",
+    "TaskError": "thalweg.tasks",
+    "check": "thalweg.studies",
     "study": "thalweg.studies",
 }
 

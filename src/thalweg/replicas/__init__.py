@@ -1,6 +1,6 @@
 """Many copies of one model trained in one pass: stack, forward and backward, step, drop."""
 
-from thalweg.replicas.program import Backend
+from thalweg.replicas.program import Backend, Program
 from thalweg.replicas.train import Budget, Evaluation, Programs, probe, step_seconds, train
 from thalweg.replicas.update import Replica
 
@@ -8,6 +8,7 @@ __all__ = [
     "Backend",
     "Budget",
     "Evaluation",
+    "Program",
     "Programs",
     "Replica",
     "probe",
