@@ -196,9 +196,21 @@ def build(
         except Exception as error:
             torch.no_grad()(each_score)(parameters, constants, *alone)
             program = _faster(model, step, each_score, example, shared, backend)
+            # Never traced: NumPy's part in a metric leaves none in a trace.
+            program = replace(program, evaluate=_alone(torch.no_grad()(each_score)))
             note = f"evaluation takes one run after another, because {_obstacle(error)}"
             return replace(program, note="; ".join(filter(None, (program.note, note))))
         return _faster(model, step, scored, example, shared, backend)
+
+
+def _alone(evaluate: Evaluation) -> Evaluation:
+    """An evaluation during which no other swaps a module's tensors."""
+
+    def run(parameters: Tensors, constants: Tensors, x: Batch, y: Batch) -> tuple[Tensor, Tensor]:
+        with _ALONE:
+            return evaluate(parameters, constants, x, y)
+
+    return run
 
 
 def _whole(mapped: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,6 +267,7 @@ def _faster(
 ) -> Program:
     """Trace, and compile if asked, as far as the model allows."""
     scored = torch.no_grad()(scored)
+    parameters, constants, x, y = example
     try:
         with _watched(model.train) as seen:
             straight: Any = straighten(step, example)
@@ -272,10 +285,18 @@ def _faster(
         )
         return Program(step, scored, "eager", note)
     quick: Step = torch.no_grad()(_flat(straight))
-    scored = _straight_score(scored)
     before = torch.get_rng_state()
-    quick(*example)
+    other = (parameters, constants, *_another((x, y), 0 if shared else 1))
+    found = quick(*other)
     draws = not torch.equal(before, torch.get_rng_state())
+    torch.set_rng_state(before)
+    if not _agree(found[0], step(*other)[0]):
+        note = (
+            "the step is not traced, because it takes values out of a batch and back in by NumPy "
+            "or Python, which a trace would freeze"
+        )
+        return Program(step, scored, "eager", note)
+    scored = _straight_score(scored)
     eager = Program(quick, scored, "eager", concurrent=not draws)
     if want == "eager":
         return eager if draws else replace(eager, tape=_training_tape(straight, example, shared))
@@ -289,6 +310,14 @@ def _faster(
         first = str(error).strip().splitlines()[0]
         return replace(eager, note=f"the step does not compile ({first})")
     return Program(compiled, scored, "compiled")
+
+
+def _another(batch: tuple[Batch, Batch], dimension: int) -> tuple[Batch, Batch]:
+    """A batch of the same shapes with other numbers: its first half, each sample twice."""
+    samples = tree_leaves(batch)[0].shape[dimension]
+    index = torch.arange(samples, device=tree_leaves(batch)[0].device) // 2
+    found: tuple[Batch, Batch] = tree_map(lambda t: t.index_select(dimension, index), batch)
+    return found
 
 
 @contextmanager
@@ -332,7 +361,9 @@ def _straight_score(scored: Evaluation) -> Evaluation:
                 example = parameters, constants, x, y
                 try:
                     straight = straighten(scored, example)
-                    traced[shapes] = _taped_score(straight, example)
+                    other = (parameters, constants, *_another((x, y), 0))
+                    frozen = not all(map(_agree, straight(*other), scored(*other)))
+                    traced[shapes] = untraced if frozen else _taped_score(straight, example)
                 except Exception:  # a metric may read values where the loss does not
                     traced[shapes] = untraced
         return traced[shapes](parameters, constants, x, y)

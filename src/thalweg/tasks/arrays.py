@@ -194,6 +194,8 @@ def read_npz(part: str, given: Any) -> dict[str, Any]:
             return {name: given[name] for name in given.files}
         with np.load(given, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
+    except TaskError:
+        raise
     except ValueError as error:
         if "pickle" not in str(error).lower():
             raise TaskError(part, f"{path} cannot be read ({error})") from None

@@ -74,6 +74,8 @@ def of_loader(part: str, loader: DataLoader[Any], notes: list[str]) -> tuple[Any
     if isinstance(dataset, IterableDataset):
         if loader.batch_size is None:
             return _joined(part, loader)
+        if loader.collate_fn is default_collate:
+            return *of_dataset(part, dataset, notes), size
         samples = _read(part, dataset, 2)
         return *_pair(part, _collated(part, loader.collate_fn, samples)), size
     if loader.batch_sampler is None:
