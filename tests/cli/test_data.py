@@ -196,13 +196,13 @@ TABLES = {
         "a.csv",
         with_column("one", lambda i: "1"),
         ["--target", "one"],
-        ["a.csv", "'one'", "same"],
+        ["a.csv", "'one'", "'1' in all rows"],
     ),
     "target unique in each row": (
         "a.csv",
         with_column("name", lambda i: f"n{i}"),
         ["--target", "name"],
-        ["a.csv", "'name'", "another in"],
+        ["a.csv", "'name'", "another value in each"],
     ),
     "empty column": (
         "a.csv",
@@ -226,7 +226,7 @@ TABLES = {
         "a.csv",
         with_column("size", str),
         ["--target", "price"],
-        ["a.csv", "'size'", "twice"],
+        ["a.csv", "'size'", "more than once"],
     ),
     "not UTF-8": (
         "a.csv",
@@ -238,7 +238,7 @@ TABLES = {
         "a.csv",
         changed(31, "color", "violet"),
         ["--target", "color"],
-        ["a.csv", "'color'", "'violet'", "1"],
+        ["a.csv", "'color'", "'violet'", "line 31"],
     ),
     "too many fields": (
         "a.csv",
@@ -334,7 +334,7 @@ MODULES = {
     ),
     "does not parse": (("def task():", "def task(:  # here"), ["SyntaxError"]),
     "a missing package": (("import thalweg", "import thalweg, nosuch  # here"), ["nosuch"]),
-    "leaves": (("import thalweg", "import thalweg, sys; sys.exit(3)  # here"), ["exit"]),
+    "leaves": (("import thalweg", "import thalweg, sys; sys.exit(3)  # here"), ["ends Python"]),
     "another name": (("def task", "def tusk"), ["'task'", "tusk"]),
     "returns nothing": (("return thalweg", "thalweg"), ["thalweg.Task", "None"]),
     "wants an argument": (("def task()", "def task(folder)"), ["folder"]),
@@ -353,7 +353,7 @@ MODULES = {
     "the shapes do not fit": (("nn.Linear(4, 8)", "nn.Linear(5, 8)"), ["(32, 4)"]),
     "too few outputs": (("y = (x.sum(1) > 0).long()", "y = (x.sum(1) > 0).long() + 3"), ["2", "4"]),
     "nothing to train on": (
-        ("train=(x[:200], y[:200])", "train=(x[:0], y[:0])  # here"),
+        ("train=(x[:200], y[:200])", "train=(x[:0], y[:0])"),
         ["train"],
     ),
     "data that is not finite": (
@@ -380,15 +380,19 @@ def test_a_module_that_cannot_be_used(case, command, here, thalweg):
     (here / "mine.py").write_text(source)
     if "# here" in source:
         line = next(i for i, text in enumerate(source.splitlines(), 1) if "# here" in text)
-        said = [*said, f"line {line}"]
-    refused(thalweg(command, "mine.py:task"), [*said, "mine.py"])
+        said = [*said, f"mine.py:{line}"]
+    code, out, error = thalweg(command, "mine.py:task")
+    if command == "check" and not error:  # that lists what it found, on standard output
+        assert "fail" in out
+        out, error = "", "thalweg: " + " ".join(out.split())
+    refused((code, out, error), [*said, "mine.py"])
     assert {p.name for p in here.iterdir()} <= {"mine.py", "__pycache__"}
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nowhere.csv", ["nowhere.csv", "no such file"]),
+        ("nowhere.csv", ["no file nowhere.csv"]),
         ("nowhere.py:task", ["nowhere.py"]),
         ("nowhere.npz", ["nowhere.npz"]),
         ("mnist", ["mnist", "--folder"]),

@@ -28,7 +28,7 @@ app.command("check")(check)
 app.command("optimizers")(optimizers)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool | None) -> None:
     if asked:
         typer.echo(f"thalweg {__version__}")
         raise typer.Exit
@@ -37,9 +37,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool,
+        bool | None,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
+    ] = None,
 ) -> None:
     pass
 

@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Try a task on one batch: what its tensors are, whether it learns, what slows it down.
 
-    Exit code 0 if it is ready to be studied, 1 if something failed, 2 if it is no task.
+    Exit code 0 if it is ready to be studied, 1 if something failed, 2 if it cannot be trained.
     """
     import thalweg
 
@@ -38,7 +38,7 @@ def check(
         sys.stdout.write(found.to_json() + "\n")
     else:
         _print(found)
-    raise typer.Exit(0 if found.ok else 1)
+    raise typer.Exit(0 if found.ok else 1 if found.batch else 2)
 
 
 def _print(found: "Check") -> None:

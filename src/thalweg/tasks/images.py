@@ -76,7 +76,7 @@ def images(
             argument that cannot be used.
     """
     if name not in IMAGES:
-        raise TaskError("data", f"there are no images {name!r}; choose from {', '.join(IMAGES)}")
+        raise TaskError("folder", f"there are no images {name!r}; choose from {', '.join(IMAGES)}")
     if not 0 < validation < 1:
         raise TaskError("validation", f"must be a share between 0 and 1, got {validation}")
     if isinstance(network, str) and network not in _NETWORKS:
@@ -163,7 +163,7 @@ def _first(folder: Path, *names: str) -> Path:
             return folder / name
     others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
     raise TaskError(
-        "data",
+        "folder",
         f"there is no file {folder / names[0]}{others}; nothing is downloaded, so give the folder "
         f"that torchvision wrote the data set to, as its root",
     )
@@ -176,7 +176,7 @@ def _contents(path: Path) -> bytes:
                 return file.read()
         return path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise TaskError("data", f"{path} cannot be read: {error}") from error
+        raise TaskError("folder", f"{path} cannot be read: {error}") from error
 
 
 def read_idx(path: str | Path, dimensions: int) -> Bytes:
@@ -198,17 +198,17 @@ def read_idx(path: str | Path, dimensions: int) -> Bytes:
     expected = bytes([0, 0, 8, dimensions])
     if content[:4] != expected:
         raise TaskError(
-            "data",
+            "folder",
             f"{path} is no IDX file of bytes in {dimensions} dimensions: it begins with "
             f"{content[:4].hex() or 'nothing'}, not {expected.hex()}",
         )
     if len(content) < head:
-        raise TaskError("data", f"{path} is cut short: it ends within its head")
+        raise TaskError("folder", f"{path} is cut short: it ends within its head")
     shape = [int(n) for n in np.frombuffer(content, dtype=">u4", count=dimensions, offset=4)]
     if len(content) - head != prod(shape):
         short = "is cut short" if len(content) - head < prod(shape) else "is too long"
         raise TaskError(
-            "data",
+            "folder",
             f"{path} {short}: its head says {'x'.join(map(str, shape))}, {prod(shape)} bytes, and "
             f"{len(content) - head} follow",
         )
@@ -230,10 +230,13 @@ def _mnist(name: str) -> Callable[[Path], tuple[tuple[Bytes, Bytes], tuple[Bytes
 
 def _checked(x: Bytes, y: Bytes, of_images: Path, of_labels: Path) -> tuple[Bytes, Bytes]:
     if len(x) != len(y) or not len(y):
-        raise TaskError("data", f"{of_images} has {len(x)} images and {of_labels} {len(y)} labels")
+        raise TaskError(
+            "folder", f"{of_images} has {len(x)} images and {of_labels} {len(y)} labels"
+        )
     if int(y.max()) >= CLASSES:
         raise TaskError(
-            "data", f"{of_labels} has the label {y.max()}, and there are classes 0 to {CLASSES - 1}"
+            "folder",
+            f"{of_labels} has the label {y.max()}, and there are classes 0 to {CLASSES - 1}",
         )
     return x, y
 
@@ -262,7 +265,7 @@ def _records(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
     size = 1 + _PIXELS
     if not content or len(content) % size:
         raise TaskError(
-            "data",
+            "folder",
             f"{path} is cut short or no CIFAR-10: its {len(content)} bytes are no whole number of "
             f"records of {size}",
         )
@@ -316,21 +319,21 @@ def _pickled(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
     try:
         found = _Reader(BytesIO(content), encoding="bytes").load()
     except Exception as error:  # whatever bytes that are no pickle may lead to
-        raise TaskError("data", f"{path} is not read: {error}") from error
+        raise TaskError("folder", f"{path} is not read: {error}") from error
     if not isinstance(found, dict):
-        raise TaskError("data", f"{path} is no file of CIFAR-10: it holds no dictionary")
+        raise TaskError("folder", f"{path} is no file of CIFAR-10: it holds no dictionary")
     named = {k.decode(errors="replace") if isinstance(k, bytes) else k: v for k, v in found.items()}
     data, labels = named.get("data"), named.get("labels")
     if not isinstance(data, _Array) or not isinstance(labels, list):
-        raise TaskError("data", f"{path} is no file of CIFAR-10: it lacks data and labels")
+        raise TaskError("folder", f"{path} is no file of CIFAR-10: it lacks data and labels")
     if len(data.shape) != 2 or data.shape[1] != _PIXELS or len(data.content) != prod(data.shape):
         raise TaskError(
-            "data",
+            "folder",
             f"{path} is cut short or no CIFAR-10: its data say {data.shape} and have "
             f"{len(data.content)} bytes, of {_PIXELS} an image",
         )
     if not all(isinstance(n, int) and 0 <= n < CLASSES for n in labels):
-        raise TaskError("data", f"{path} has a label other than 0 to {CLASSES - 1}")
+        raise TaskError("folder", f"{path} has a label other than 0 to {CLASSES - 1}")
     return np.frombuffer(data.content, dtype=np.uint8), np.array(labels, dtype=np.uint8)
 
 

@@ -71,6 +71,12 @@ def read_features(table: Table, declared: Declared) -> dict[str, Values]:
             read = values(table, name, "nominal")
         else:
             read = values(table, name)
+            if read.missing.all():
+                raise TaskError(
+                    "task",
+                    f"column {name!r} of {table.name} has no value in any row; leave it out with "
+                    f"--drop {quoted(name)}",
+                )
         found[name] = read
         del table.columns[name]
     return found

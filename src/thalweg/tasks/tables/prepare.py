@@ -175,7 +175,12 @@ def _divided(
             len(kept), classes=None if "order" in by else classes, **by
         )
     except ValueError as error:
-        raise TaskError(argument, f"{main.name} cannot be divided: {error}") from None
+        rare = _rarest(main, classes, kept) if argument == "target" and classes is not None else ""
+        raise TaskError(
+            argument,
+            f"column {getattr(declared, argument)!r} of {main.name} cannot divide the rows: "
+            f"{error}{rare}",
+        ) from None
     rows = {"train": kept[train], "validation": kept[validation], "test": kept[test]}
     for part in given:
         # The rest is two parts: four fifths for training, and the last for what is not given.
@@ -192,6 +197,16 @@ def _divided(
     )  # fmt: skip
     counts = ", ".join(f"{len(r):,} {part}" for part, r in rows.items())
     return rows, f"Rows are divided {how}: {counts}."
+
+
+def _rarest(main: Table, classes: NDArray[Any], kept: NDArray[np.int64]) -> str:
+    """Where the rarest class stands first, and what to do about it."""
+    names, first, counts = np.unique(classes.astype(str), return_index=True, return_counts=True)
+    place = main.place(int(kept[first[counts.argmin()]]))
+    return (
+        f"; {names[counts.argmin()]!r:.60} is in {place}: give more rows of it, take these out, or "
+        f"give files with --validation and --test"
+    )
 
 
 def _by(
