@@ -144,8 +144,8 @@ def test_paths_that_lead_nowhere(folder):
         load_module(f"{folder}:task")
     with pytest.raises(TaskError, match="needs --target"):
         load("a.csv")
-    with pytest.raises(TaskError, match="there is no task 'mnist'; there are digits"):
-        load("mnist")
+    with pytest.raises(TaskError, match="there is no task 'nothing'; there are digits"):
+        load("nothing")
 
 
 def test_an_interruption_passes(folder):

@@ -286,11 +286,14 @@ def _faster(
         return Program(step, scored, "eager", note)
     quick: Step = torch.no_grad()(_flat(straight))
     before = torch.get_rng_state()
-    other = (parameters, constants, *_another((x, y), 0 if shared else 1))
-    found = quick(*other)
-    draws = not torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(before)
-    if not _agree(found[0], step(*other)[0]):
+    frozen = False
+    for other in _others((x, y), 0 if shared else 1):
+        torch.set_rng_state(before)
+        found = quick(parameters, constants, *other)[0]
+        draws = not torch.equal(before, torch.get_rng_state())
+        torch.set_rng_state(before)
+        frozen |= not _agree(found, step(parameters, constants, *other)[0])
+    if frozen:
         note = (
             "the step is not traced, because it takes values out of a batch and back in by NumPy "
             "or Python, which a trace would freeze"
@@ -312,12 +315,12 @@ def _faster(
     return Program(compiled, scored, "compiled")
 
 
-def _another(batch: tuple[Batch, Batch], dimension: int) -> tuple[Batch, Batch]:
-    """A batch of the same shapes with other numbers: its first half, each sample twice."""
-    samples = tree_leaves(batch)[0].shape[dimension]
-    index = torch.arange(samples, device=tree_leaves(batch)[0].device) // 2
-    found: tuple[Batch, Batch] = tree_map(lambda t: t.index_select(dimension, index), batch)
-    return found
+def _others(batch: tuple[Batch, Batch], dimension: int) -> Iterator[tuple[Batch, Batch]]:
+    """Batches of the same shapes with other numbers: some samples several times, others not."""
+    first = tree_leaves(batch)[0]
+    place = torch.arange(first.shape[dimension], device=first.device)
+    for index in (place.square() // len(place), len(place) - 1 - place // 2):
+        yield tree_map(lambda t, index=index: t.index_select(dimension, index), batch)
 
 
 @contextmanager
@@ -358,12 +361,14 @@ def _straight_score(scored: Evaluation) -> Evaluation:
         shapes = *(t.shape for t in tree_leaves((x, y))), len(parameters[0])
         with _ALONE:
             if shapes not in traced:
-                example = parameters, constants, x, y
+                stacks, example = (parameters, constants), (parameters, constants, x, y)
                 try:
                     straight = straighten(scored, example)
-                    other = (parameters, constants, *_another((x, y), 0))
-                    frozen = not all(map(_agree, straight(*other), scored(*other)))
-                    traced[shapes] = untraced if frozen else _taped_score(straight, example)
+                    kept = all(
+                        all(map(_agree, straight(*stacks, *other), scored(*stacks, *other)))
+                        for other in _others((x, y), 0)
+                    )
+                    traced[shapes] = _taped_score(straight, example) if kept else untraced
                 except Exception:  # a metric may read values where the loss does not
                     traced[shapes] = untraced
         return traced[shapes](parameters, constants, x, y)
