@@ -7,10 +7,14 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import csv
 
 from tests.tables.files import refused
 from thalweg.tasks.tables import memory, table
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts and limits it")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,8 @@ def large(tmp_path_factory):
     r = np.random.default_rng(0)
     frame = pd.DataFrame(r.normal(size=(200_000, 2)).round(12), columns=["a", "b"])
     path = tmp_path_factory.mktemp("large") / "large.csv"
-    frame.assign(y=r.integers(0, 2, len(frame))).to_csv(path, index=False)
+    whole = frame.assign(y=r.integers(0, 2, len(frame)))
+    csv.write_csv(pa.Table.from_pandas(whole, preserve_index=False), path)
     frame.assign(y=0.5).to_parquet(path.with_suffix(".parquet"))
     return path
 
@@ -54,25 +59,31 @@ def test_one_hot_that_would_not_fit(monkeypatch):
     assert "the table, encoded, has about 20,000 rows" in problem
 
 
+@LINUX
 def test_the_estimate_is_not_below_what_is_taken(large):
-    """In a process of its own: peak memory over what imports take."""
+    """In a process of its own, whose peak Linux starts anew when it is told to."""
     code = f"""
-import resource, pyarrow.csv, sklearn.compose, sklearn.impute, sklearn.pipeline, torch, numpy as np
+import pathlib, pyarrow.csv, sklearn.compose, sklearn.impute, sklearn.pipeline, torch, numpy as np
 import thalweg.tasks.tables.text as text, pandas as pd
 from thalweg.tasks.tables import table
 table(pd.DataFrame({{"a": np.arange(60) % 7, "c": ["u", "v"] * 30, "y": [0, 1] * 30}}), "y")
 needs = []
 text.refuse_what_does_not_fit = lambda *a: needs.append(a[-1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def kilobytes(what):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what))
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = kilobytes("VmRSS")
 table({str(large)!r}, "y")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / needs[0])
+print((kilobytes("VmHWM") - before) * 1024, needs[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    print(done.stdout)
-    assert float(done.stdout) < 1
+    taken, estimated = map(float, done.stdout.split())
+    # 0.93 when it was written; allocators differ.
+    assert 0.2 * estimated < taken < 1.25 * estimated
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space as Linux has them")
+@LINUX
 def test_a_real_limit(large):
     code = f"""
 import resource, psutil, pyarrow.csv, pandas, sklearn.compose, torch

@@ -15,7 +15,7 @@ from thalweg.tasks import TaskError
 from thalweg.tasks.tables import Predictor, table
 
 SLOW = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
