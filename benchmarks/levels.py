@@ -27,7 +27,7 @@ def _frame() -> pd.DataFrame:
 
 def _sparse(frame: pd.DataFrame) -> tuple[Tensor, ...]:
     few = frame.head(10)
-    x = table(frame, "y", validation=few, test=few).train.x
+    x = table(frame, "y", nominal=["shop"], validation=few, test=few).train.x
     assert isinstance(x, tuple)
     return x
 
@@ -94,11 +94,11 @@ def levels() -> list[Row]:
         {"sparse": _stepper(looked_up, codes, y), "dense": _stepper(plain, written, y)}
     )
     what = f"{ROWS:,} rows, {LEVELS:,} levels"
+    inputs, dense_inputs = _bytes(codes), _bytes(written)
     return [
-        Row(f"{what}: peak memory of encoding", _megabytes(ours), _megabytes(theirs), theirs / ours),
+        Row(f"{what}: encoding, peak", _megabytes(ours), _megabytes(theirs), theirs / ours),
         Row(
-            f"{what}: inputs", _megabytes(_bytes(codes)), _megabytes(_bytes(written)),
-            _bytes(written) / _bytes(codes),
+            f"{what}: inputs", _megabytes(inputs), _megabytes(dense_inputs), dense_inputs / inputs
         ),
         Row(
             f"batch of {BATCH}: forward and backward",

@@ -44,9 +44,8 @@ def test_what_would_fit_is_said(large, monkeypatch, ending):
     assert fits == pytest.approx(rows * 0.8 * 10 / float(need), rel=0.01)
     # What it says would fit is read.
     monkeypatch.undo()
-    part = pd.read_csv(large, nrows=int(0.9 * fits))
-    path = large.with_name("part.csv")
-    part.to_csv(path, index=False)
+    part, path = pd.read_csv(large, nrows=int(0.9 * fits)), large.with_name(f"part{ending}")
+    part.to_csv(path, index=False) if ending == ".csv" else part.to_parquet(path)
     monkeypatch.setattr(memory, "available", lambda: 10_000_000)
     assert sum(c.kind == "numeric" for c in table(path, "y").columns) == 2
 
