@@ -85,7 +85,7 @@ def levels() -> list[Row]:
     peaks = [(_peak(lambda: _sparse(frame)), _peak(lambda: _dense(frame))) for _ in range(3)]
     ours, theirs = (sorted(p)[1] for p in zip(*peaks, strict=True))
     codes, written = _sparse(frame), _dense(frame)
-    y = torch.as_tensor(frame["y"].to_numpy(), dtype=torch.int64)
+    y = torch.as_tensor(frame["y"].to_numpy(copy=True), dtype=torch.int64)
     looked_up = network(8, LEVELS, HIDDEN, 2)
     plain = network(8 + LEVELS, 0, HIDDEN, 2)
     first = next(m for m in looked_up.modules() if isinstance(m, LookupLinear))
