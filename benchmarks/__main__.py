@@ -60,6 +60,12 @@ def _start() -> list[Row]:
     return start()
 
 
+def _levels() -> list[Row]:
+    from benchmarks.levels import levels
+
+    return levels()
+
+
 def _gpu() -> list[Row]:
     from benchmarks.gpu import gpu
 
@@ -73,6 +79,7 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "memory": ("Moments in fewer bits on 30 M parameters", "fewer", "float32", _memory),
     "extras": ("Clipping, zeroing and averaging in the step", "one pass", "torch", _extras),
     "start": ("Before the second step", "thalweg", "import of torch", _start),
+    "levels": ("A column of 10,000 categories, looked up", "sparse", "dense one-hot", _levels),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),

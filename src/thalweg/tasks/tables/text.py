@@ -150,8 +150,9 @@ def _fits(path: Path, argument: str, columns: int, charset: str) -> None:
         first = file.read(SAMPLE)
         whole = size if len(first) < SAMPLE else _uncompressed(path, size)
     rows = max(1, int(whole / len(first) * first.count(b"\n")))
-    # Measured with files of 1 GB: text with its offsets, numbers, their encoding, three parts.
-    need = 1.1 * whole + rows * columns * 36
+    # Measured with files of 8 MB and 1 GB: text with its offsets, numbers, their encoding, three
+    # parts, and what the parser holds of blocks that it works on.
+    need = 1.1 * whole + rows * columns * 36 + 6 * min(whole, BLOCK)
     refuse_what_does_not_fit(str(path), argument, rows, size, need)
 
 
