@@ -1,4 +1,4 @@
-"""A bad start: squared error on softmax stays on a plateau where cross-entropy does not.
+r"""A bad start: squared error on softmax stays on a plateau where cross-entropy does not.
 
 A network for handwritten digits begins in the firm belief that every image shows a zero: the bias
 of that output is 15, so that the softmax gives all other classes together 3 in a million. Nine
@@ -11,7 +11,8 @@ enough to leave within the budget is far too large once the plateau ends, and th
 onto another one, of some other class, for good (seen from 3000 on; with 1000 after 2000 steps).
 Adam divides by the gradient's own size, and leaves.
 
-    thalweg study examples/plateau.py:task --losses cross_entropy,mse --optimizers sgd,adam --batch-size 1077
+    thalweg study examples/plateau.py:task --losses cross_entropy,mse --optimizers sgd,adam \
+        --batch-size 1077
 
 The batch is the whole training set, so that ``sgd`` is gradient descent without noise.
 
