@@ -44,7 +44,7 @@ def tried(spec: StudySpec, tasks: Mapping[Levels, Task], device: str) -> dict[Le
     """
     found = {}
     for levels, task in tasks.items():
-        with sound(task, level_words(spec, levels)), torch.random.fork_rng(devices=[]):
+        with sound(task, level_words(spec, levels)):
             first_batch(task, spec.batch_size)
             found[levels] = Variant(task, probe(task, spec.batch_size, device))
     return found

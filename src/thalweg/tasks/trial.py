@@ -84,7 +84,18 @@ def first_batch(task: Task, batch_size: int | None = None) -> FirstBatch:
     Raises:
         TaskError: in one sentence with the line of the person's file, if anything is in the way.
     """
-    size = min(batch_size or task.batch_size, len(task.train))
+    try:
+        return _tried(task, min(batch_size or task.batch_size, len(task.train)))
+    except TaskError as error:
+        made = defined(task.model)
+        if not made or made.partition(":")[0] in error.problem:
+            raise
+        # What is torch's own has no line there; the model next to it has.
+        problem = f"{error.problem} (the task's model is made at {made})"
+        raise TaskError(error.argument, problem) from error
+
+
+def _tried(task: Task, size: int) -> FirstBatch:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training will give them
         torch.manual_seed(SEED)
