@@ -12,7 +12,7 @@ from thalweg.tasks.task import Loss, TaskError
 
 __all__ = ["FACTORS", "Crossed", "Factor", "Levels", "Losses", "StudyError", "cross"]
 
-Losses: TypeAlias = str | Iterable[str | Loss | Callable[..., Any]]
+Losses: TypeAlias = str | Loss | Callable[..., Any] | Iterable[str | Loss | Callable[..., Any]]
 
 # One level of each factor, in the order of `FACTORS`.
 Levels: TypeAlias = tuple[str, ...]
