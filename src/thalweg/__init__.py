@@ -8,19 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg import optim
-    from thalweg.studies import StudyError, StudyResult, study
-    from thalweg.tasks import Metric, Split, Task
+    from thalweg.studies import Check, StudyError, StudyResult, check, study
+    from thalweg.tasks import Loss, Metric, Split, Task, TaskError
+    from thalweg.tasks.images import images
+    from thalweg.tasks.tables import Predictor, TableTask, table
 
 __version__ = "0.1.0"
-__all__ = ["Metric", "Split", "StudyError", "StudyResult", "Task", "optim", "study"]
+__all__ = [
+    "Check",
+    "Loss",
+    "Metric",
+    "Predictor",
+    "Split",
+    "StudyError",
+    "StudyResult",
+    "TableTask",
+    "Task",
+    "TaskError",
+    "check",
+    "images",
+    "optim",
+    "study",
+    "table",
+]
 
 _HOMES = {
-    "Metric": "thalweg.tasks",
-    "Split": "thalweg.tasks",
-    "StudyError": "thalweg.studies",
-    "StudyResult": "thalweg.studies",
-    "Task": "thalweg.tasks",
-    "study": "thalweg.studies",
+    **dict.fromkeys(("Check", "StudyError", "StudyResult", "check", "study"), "thalweg.studies"),
+    **dict.fromkeys(("Loss", "Metric", "Split", "Task", "TaskError"), "thalweg.tasks"),
+    **dict.fromkeys(("Predictor", "TableTask", "table"), "thalweg.tasks.tables"),
+    "images": "thalweg.tasks.images",
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from thalweg.kernels import tape
 from thalweg.kernels.gemm import EDGE, LANES
@@ -210,16 +211,40 @@ EACH: dict[Each, Callable[..., torch.Tensor]] = {
     Each.THRESHOLD_BACKWARD: torch.ops.aten.threshold_backward.default,
     Each.TANH_BACKWARD: torch.ops.aten.tanh_backward.default,
     Each.SIGMOID_BACKWARD: torch.ops.aten.sigmoid_backward.default,
+    Each.SGN: torch.sgn,
+    Each.GE: torch.ge,
+    Each.LE: torch.le,
+    Each.POW: torch.pow,
+    Each.LOG1P: torch.log1p,
+    Each.SOFTPLUS: lambda x, t: functional.softplus(x, threshold=t),
+    Each.SOFTPLUS_BACKWARD: lambda g, x, t: torch.ops.aten.softplus_backward(g, x, 1, t),
+    Each.HUBER: lambda x, y, bound: functional.huber_loss(x, y, reduction="none", delta=bound),
+    # Of a gradient and of a difference.
+    Each.HUBER_BACKWARD: lambda g, d, bound: torch.ops.aten.huber_loss_backward(
+        g, d, torch.zeros_like(d), 0, bound
+    ),
 }
 ONE = (
     Each.NEG, Each.RELU, Each.EXP, Each.ABS, Each.SQRT, Each.LOG, Each.TANH, Each.SIGMOID,
+    Each.SGN, Each.LOG1P,
 )  # fmt: skip
-WITH_NUMBER = (Each.FILL, Each.THRESHOLD_BACKWARD)
+# Their operands, and numbers that they are tried with.
+WITH_NUMBER: dict[Each, tuple[int, tuple[float, ...]]] = {
+    Each.FILL: (0, (0.0, -0.5, 1.0, 3e38)),
+    Each.THRESHOLD_BACKWARD: (2, (0.0, -0.5, 1.0, 3e38)),
+    Each.POW: (1, (2.0, 3.0, 0.5, 1.5, -1.0, -2.0, 0.0)),
+    Each.SOFTPLUS: (1, (20.0, 40.0)),
+    Each.SOFTPLUS_BACKWARD: (2, (20.0, 40.0)),
+    Each.HUBER: (2, (1.0, 0.1, 3e4)),
+    Each.HUBER_BACKWARD: (2, (1.0, 0.1, 3e4)),
+}
 GRADIENTS = (Each.TANH_BACKWARD, Each.SIGMOID_BACKWARD)
 # Units in the last place; all others are rounded once and so have no choice.
 ULPS = {
     Each.EXP: 2.0, Each.LOG: 1.0, Each.TANH: 2.0, Each.SIGMOID: 3.0,
     Each.SQUARED_DIFFERENCE: 3.0, Each.TANH_BACKWARD: 3.0, Each.SIGMOID_BACKWARD: 3.0,
+    Each.POW: 2.0, Each.LOG1P: 1.0, Each.SOFTPLUS: 3.0, Each.SOFTPLUS_BACKWARD: 3.0,
+    Each.HUBER: 4.0, Each.HUBER_BACKWARD: 1.0,
 }  # fmt: skip
 
 
@@ -239,15 +264,24 @@ def test_elementwise(op: Each) -> None:
         low = 0 if op is Each.SIGMOID_BACKWARD else -1
         y = np.where(np.isnan(y), y, random.uniform(low, 1, y.size).astype(np.float32))
     if op in WITH_NUMBER:
-        for number in (0.0, -0.5, 1.0, 3e38):
-            given = [] if op is Each.FILL else [x, y]
+        count, numbers = WITH_NUMBER[op]
+        if op is Each.HUBER:  # a difference that float32 does not hold
+            x, y = (np.where(np.abs(a) == np.float32(3e38), np.float32(7), a) for a in (x, y))
+        for number in numbers:
+            given = [x, y][:count]
             found = run(op, blank(x.size), given, [x.size], number=number)
-            wanted = EACH[op](*map(wide, given), float(np.float32(number)))
-            agree(found, np.broadcast_to(wanted, x.shape))
+            constant = float(np.float32(number))
+            wanted = np.broadcast_to(EACH[op](*map(wide, given), constant), x.shape)
+            with np.errstate(invalid="ignore"):
+                size = np.nan_to_num(np.abs(wanted.astype(np.float64)), posinf=0)
+            error: Any = (ULPS[op] * EPS * size + LEAST) if op in ULPS else 0.0
+            if op is Each.SOFTPLUS_BACKWARD:  # times an exponential that may be denormal
+                error = error + LEAST * np.nan_to_num(np.abs(x.astype(np.float64)), posinf=0)
+            agree(found, wanted, error)
         return
     operands = [x] if op in ONE else [x, y]
     expected = EACH[op](*map(wide, operands)).double().numpy()
-    error: Any = 0.0
+    error = 0.0
     if op in ULPS:
         size = np.where(np.isfinite(expected), np.abs(expected), 0.0)
         if op is Each.TANH_BACKWARD:  # 1 - y y loses what y y rounds
@@ -421,6 +455,34 @@ def log_softmax_backward() -> None:
             agree(found, expected, EPS * (n + 4) * size + LEAST)
 
 
+def softmax() -> None:
+    for x in softmax_inputs():
+        rows, n = x.shape
+        found = run("softmax", blank(rows, n), [x], [rows, n], panel=3 * rows * n)
+        # A difference of large numbers is rounded, and with it the exponential's logarithm.
+        expected = wide(x).softmax(-1).numpy()
+        error = np.nan_to_num(expected) * EPS * (2 * largest(x)[:, None] + n + 4) + LEAST
+        agree(found, expected, error)
+
+
+def softmax_backward() -> None:
+    random = np.random.default_rng(11)
+    for n in (1, 2, 10, 33):
+        for gradient in (floats(random, 48, n), strange(random, 16, n)):
+            rows = len(gradient)
+            gradient = np.where(np.abs(gradient) == np.float32(3e38), np.float32(1), gradient)
+            output = wide(floats(random, rows, n)).softmax(-1).float().numpy()
+            output[0] = np.nan
+            output[1, 0] = 0
+            found = run("softmax_backward", blank(rows, n), [gradient, output], [rows, n])
+            expected = torch.ops.aten._softmax_backward_data.default(
+                wide(gradient), wide(output), -1, torch.float64
+            )
+            size = np.abs(gradient.astype(np.float64))
+            size = np.where(np.isfinite(size), size, 0).sum(-1, keepdims=True)
+            agree(found, expected, EPS * (n + 4) * size + LEAST)
+
+
 def gather() -> None:
     random = np.random.default_rng(9)
     for n, picks in every((1, 3, 20), (1, 2, 7)):
@@ -455,11 +517,14 @@ CASES: dict[str, Callable[[], None]] = {
     "product": one_product,
     "usual": elementwise("usual"),
     "rarer": elementwise("rarer"),
+    "rarest": elementwise("rarest"),
     "where": where,
     "sum": reduced(sums),
     "amax": reduced(amax),
     "argmax": reduced(argmax),
     "logsumexp": logsumexp,
+    "softmax": softmax,
+    "softmax_backward": softmax_backward,
     "log_softmax": log_softmax,
     "log_softmax_backward": log_softmax_backward,
     "gather": gather,

@@ -161,6 +161,14 @@ TAPED: dict[str, Callable[[], Task]] = {
     "relu": lambda: models.task(models.mlp),
     "tanh": lambda: around(torch.tanh),
     "sigmoid": lambda: around(torch.sigmoid),
+    "softmax": lambda: around(lambda h: h.softmax(-1)),
+    "softplus": lambda: around(functional.softplus),
+    "powers": lambda: around(lambda h: h.abs().log1p() ** 1.5 + h**3 - h.sign()),
+    "clamped from below": lambda: around(lambda h: h.clamp(min=-0.5)),
+    "clamped from above": lambda: around(lambda h: h.clamp_max(0.5) * h.clamp(max=0.25)),
+    "smooth absolute error": lambda: regression().with_loss(
+        lambda o, y: functional.smooth_l1_loss(o, y, beta=0.5)
+    ),
     "tied": lambda: models.task(models.Tied),
     "masked": masked,
     "whole numbers": whole_numbers,
@@ -332,7 +340,7 @@ REFUSED: dict[str, Callable[[], Task]] = {
     "buffer": lambda: models.task(with_buffer),
     "convolutional": lambda: models.task(models.convolutional),
     "gelu": lambda: around(functional.gelu),
-    "softmax": lambda: around(lambda h: h.softmax(-1)),
+    "softmax": lambda: around(lambda h: h.softmax(0)),
     "branches": lambda: models.task(models.Branches),
 }
 
@@ -407,6 +415,8 @@ def test_refusals_name_the_operation() -> None:
         (lambda x, y: x * y, [torch.ones(2, 3), torch.ones(2, 3)], [True, False], "all .* share"),
         (lambda x: x.add(x, alpha=2), [torch.ones(2, 3)], [True], "alpha=2"),
         (lambda x: x.logsumexp(1), [torch.ones(2, 3, 4)], [True], "last dimension"),
+        (lambda x: x.softmax(1), [torch.ones(2, 3, 4)], [True], "last dimension"),
+        (lambda x: functional.softplus(x, beta=2), [torch.ones(2, 3)], [True], "beta=2"),
         (lambda x: (x * 2).long(), [torch.ones(2, 3)], [True], "int64"),
     ],
 )

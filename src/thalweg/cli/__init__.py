@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from thalweg import __version__
+from thalweg.cli.check import check
 from thalweg.cli.optimizers import optimizers
+from thalweg.cli.predict import predict
 from thalweg.cli.study import study
 
 __all__ = ["app", "main"]
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("study")(study)
+app.command("predict")(predict)
+app.command("check")(check)
 app.command("optimizers")(optimizers)
 
 
@@ -41,7 +45,9 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 when done, 2 for a bad value, 130 when interrupted.
+    """Run the command line and exit.
+
+    With 0 when done, 1 if a check found a failure, 2 for a bad value, 130 when interrupted.
 
     Args:
         arguments: without the program's name; those of the process by default.

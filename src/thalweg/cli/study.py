@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
 
 if TYPE_CHECKING:
     from thalweg.studies import Progress, StudyResult
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["study"]
 
 
+@takes_data
 def study(
-    task: Annotated[str, typer.Argument(help="Name of a built-in task, digits for one.")],
+    task: TaskName,
+    *,
+    data: DataOptions,
     optimizers: Annotated[
         str | None,
         typer.Option(
@@ -40,17 +45,17 @@ def study(
     steps: Annotated[
         int | None, typer.Option(help="Steps of every run, instead of --epochs.")
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step. By default the task's, mostly 32.")
+    ] = None,
     losses: Annotated[
         str | None,
         typer.Option(
-            help="Losses, separated by commas: cross_entropy,mse. Several are compared. By default"
-            " the task's."
+            help="Losses to compare: cross_entropy,mse,mae,huber,bce,label_smoothing,focal. By "
+            "default the task's alone."
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step. By default the task's.")
-    ] = None,
-    target: Annotated[
+    target_metric: Annotated[
         float | None,
         typer.Option(help="Validation metric that counts as trained: 0.95. By default the task's."),
     ] = None,
@@ -70,6 +75,13 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="The report. By default thalweg-NAME.html.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a table, the best network with its encoder, for `thalweg predict`. By default "
+            "thalweg-NAME.model."
+        ),
+    ] = None,
     compile: Annotated[
         bool | None,
         typer.Option(
@@ -87,37 +99,49 @@ def study(
     ] = False,
 ) -> None:
     """Train a task with several optimizers, learning rates and seeds; say which is best."""
-    out = Path(f"thalweg-{name or task}.html") if out is None else out
-    if out.is_dir():
-        _refuse("--out", f"{out} is a folder; give the path of a file")
+    for option, path in (("--out", out), ("--model", model)):
+        if path is not None and path.is_dir():
+            _refuse(option, f"{path} is a folder; give the path of a file")
     _keep_memory()
     with _leaving_at_once():
-        import thalweg
+        import thalweg  # torch and what builds on it take seconds to import
 
-        train = thalweg.study  # torch and what builds on it take seconds to import
+        train = thalweg.study
     try:
-        with _compiling(), _Line(enabled=sys.stderr.isatty()) as show:
-            result = train(
-                task,
-                _names(optimizers),
-                lr,
-                seeds,
-                epochs,
-                losses=losses,
-                steps=steps,
-                batch_size=batch_size,
-                target=target,
-                patience=patience,
-                name=name,
-                db=db,
-                compile=compile,
-                device=device,
-                resume=resume,
-                time_limit=time_limit,
-                progress=_importing_report(show),
-            )
+        with _compiling():
+            found = data.task(task)
+            table = found if isinstance(found, thalweg.TableTask) else None
+            goal, typed = target_metric, "--target-metric"
+            if table is not None:
+                print_columns(table)
+            elif model is not None:
+                _refuse("--model", f"is for a table, and {task!r} is none")
+            elif data.target is not None and goal is None:
+                goal, typed = _number(data.target, task), "--target"
+            with _Line(enabled=sys.stderr.isatty()) as show:
+                result = train(
+                    found,
+                    _names(optimizers),
+                    lr,
+                    seeds,
+                    epochs,
+                    steps=steps,
+                    batch_size=batch_size,
+                    losses=losses,
+                    target=goal,
+                    patience=patience,
+                    name=name,
+                    db=db,
+                    compile=compile,
+                    device=device,
+                    resume=resume,
+                    time_limit=time_limit,
+                    progress=_importing_report(show),
+                )
+    except thalweg.TaskError as error:
+        _refuse(option_of(error.argument), error.problem)
     except thalweg.StudyError as error:
-        _refuse(_option(error.argument), error.problem)
+        _refuse(typed if error.argument == "target" else option_of(error.argument), error.problem)
     except KeyboardInterrupt:
         print(
             f"thalweg: interrupted; what had ended is in {db}, and the same command with --resume "
@@ -125,12 +149,17 @@ def study(
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-    try:
-        report = result.report(out)
-    except OSError as error:
-        print(f"{result.verdict}", file=sys.stderr)
-        _refuse("--out", f"cannot write {out} ({error.strerror}); the record is in {db}")
-    _print(result, report, db, json)
+    out = Path(f"thalweg-{result.spec.name}.html") if out is None else out
+    written: dict[str, Path | str] = {
+        "Report": _write("--out", out, result.report, result.verdict, db)
+    }
+    if table is not None and result.summary["test_metric"].notna().any():
+        model = Path(f"thalweg-{result.spec.name}.model") if model is None else model
+        best = result.train_best()
+        assert isinstance(best.task, thalweg.TableTask)
+        predictor = best.task.predictor(best.weights)
+        written["Model"] = _write("--model", model, predictor.save, result.verdict, db)
+    _print(result, written | {"Record": db}, json)
 
 
 @contextmanager
@@ -197,15 +226,28 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
 
 
-def _option(argument: str) -> str:
-    return "TASK" if argument == "task" else f"--{argument.replace('_', '-')}"
+def _number(text: str, task: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        _refuse("--target", f"{text!r} is no number, and {task!r} is no table with such a column")
 
 
-def _refuse(option: str, problem: str) -> None:
+def _refuse(option: str, problem: str) -> NoReturn:
     raise typer.BadParameter(problem, param_hint=option)
 
 
-def _print(result: "StudyResult", report: Path, db: str, json: bool) -> None:
+def _write(option: str, path: Path, write: "Callable[[Path], object]", shown: str, db: str) -> Path:
+    """Write what comes after the record, which an error here does not lose."""
+    try:
+        write(path)
+    except OSError as error:
+        print(shown, file=sys.stderr)
+        _refuse(option, f"cannot write {path} ({error.strerror}); the record is in {db}")
+    return path
+
+
+def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) -> None:
     from rich.console import Console
 
     from thalweg.report import effect_table, summary_table
@@ -221,8 +263,8 @@ def _print(result: "StudyResult", report: Path, db: str, json: bool) -> None:
         console.print(result.verdict, highlight=False)
         for note in result.notes:
             console.print(note, style="dim", highlight=False)
-    where = sys.stderr if json else sys.stdout
-    print(f"Report: {report}\nRecord: {db}", file=where)
+    for what, path in written.items():
+        print(f"{what}: {path}", file=sys.stderr if json else sys.stdout)
 
 
 class _Line(AbstractContextManager[Any]):

@@ -221,14 +221,15 @@ class Each(IntEnum):
     FILL, ADD, SUB, MUL, DIV, NEG, RELU, EXP, THRESHOLD_BACKWARD, EQ = range(10)
     ABS, SQRT, LOG, TANH, SIGMOID, TANH_BACKWARD, SIGMOID_BACKWARD = range(20, 27)
     NE, GT, LT, MAXIMUM, MINIMUM, SQUARED_DIFFERENCE = range(30, 36)
+    SGN, GE, LE, POW, LOG1P, SOFTPLUS, SOFTPLUS_BACKWARD, HUBER, HUBER_BACKWARD = range(40, 49)
 
     @property
     def function(self) -> str:
         """Which of the `OPERATIONS` has it; its number goes to the first stride."""
-        return "usual" if self < 20 else "rarer"
+        return "usual" if self < 20 else "rarer" if self < 40 else "rarest"
 
 
-# Two functions, because of compile time: one for each operation takes far longer in all, and one
+# Three functions, because of compile time: one for each operation takes far longer in all, and one
 # for all of them is longer than most programs need.
 
 
@@ -312,6 +313,58 @@ def _rarer(line, where, number, scratch):
     else:
         for i in range(n):
             out[i] = (x[i] - y[i]) * (x[i] - y[i])
+    return 0
+
+
+def _rarest(line, where, number, scratch):
+    out, x, y = _floats(line, where, 0), _floats(line, where, 1), _floats(line, where, 2)
+    constant, parts = _number(number), _sizes(line)
+    n, what = parts[0], parts[3]
+    if what == Each.SGN:
+        for i in range(n):
+            above = _F(1.0) if x[i] > _F(0.0) else _F(0.0)
+            out[i] = _F(-1.0) if x[i] < _F(0.0) else above
+    elif what == Each.GE:
+        for i in range(n):
+            out[i] = _F(1.0) if x[i] >= y[i] else _F(0.0)
+    elif what == Each.LE:
+        for i in range(n):
+            out[i] = _F(1.0) if x[i] <= y[i] else _F(0.0)
+    elif what == Each.POW:
+        if constant == _F(2.0):
+            for i in range(n):
+                out[i] = x[i] * x[i]
+        elif constant == _F(3.0):
+            for i in range(n):
+                out[i] = x[i] * x[i] * x[i]
+        elif constant == _F(0.5):
+            for i in range(n):
+                out[i] = np.sqrt(x[i])
+        else:
+            for i in range(n):
+                out[i] = x[i] ** constant
+    elif what == Each.LOG1P:
+        for i in range(n):
+            out[i] = np.log1p(x[i])
+    elif what == Each.SOFTPLUS:
+        for i in range(n):
+            out[i] = _exp(x[i])
+        # Above the threshold the exponential may be infinite.
+        for i in range(n):
+            out[i] = x[i] if x[i] > constant else np.log1p(out[i])
+    elif what == Each.SOFTPLUS_BACKWARD:
+        for i in range(n):
+            power = _exp(y[i])
+            out[i] = x[i] if y[i] > constant else x[i] * (power / (power + _F(1.0)))
+    elif what == Each.HUBER:
+        for i in range(n):
+            size = abs(x[i] - y[i])
+            square, beyond = _F(0.5) * size * size, constant * (size - _F(0.5) * constant)
+            out[i] = beyond if size > constant else square
+    else:
+        for i in range(n):
+            below = -constant if y[i] <= -constant else y[i]
+            out[i] = x[i] * (constant if y[i] >= constant else below)
     return 0
 
 
@@ -494,6 +547,37 @@ def _log_softmax(line, where, number, scratch):
     return 0
 
 
+def _softmax(line, where, number, scratch):
+    out, x = _floats(line, where, 0), _floats(line, where, 1)
+    parts = _sizes(line)
+    rows, n = parts[0], parts[1]
+    differences = span(scratch, _F, _ANY)
+    shifts, sums = differences[rows * n :], differences[rows * (n + 1) :]
+    _exponentials(out, x, rows, n, shifts, sums, differences, False)
+    for i in range(rows):
+        row, total = out[i * n :], sums[i]
+        for k in range(n):
+            row[k] /= total
+    return 0
+
+
+def _softmax_backward(line, where, number, scratch):
+    out, gradient, output = (
+        _floats(line, where, 0),
+        _floats(line, where, 1),
+        _floats(line, where, 2),
+    )
+    parts = _sizes(line)
+    rows, n = parts[0], parts[1]
+    for i in range(rows):
+        row, g, shares, total = out[i * n :], gradient[i * n :], output[i * n :], _F(0.0)
+        for k in range(n):
+            total += g[k] * shares[k]
+        for k in range(n):
+            row[k] = (g[k] - total) * shares[k]
+    return 0
+
+
 def _log_softmax_backward(line, where, number, scratch):
     out, gradient, output = (
         _floats(line, where, 0),
@@ -553,11 +637,14 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "product": _product,
     "usual": _usual,
     "rarer": _rarer,
+    "rarest": _rarest,
     "where": _where,
     "sum": _sum,
     "amax": _largest(place=False),
     "argmax": _largest(place=True),
     "logsumexp": _logsumexp,
+    "softmax": _softmax,
+    "softmax_backward": _softmax_backward,
     "log_softmax": _log_softmax,
     "log_softmax_backward": _log_softmax_backward,
     "gather": _gather,

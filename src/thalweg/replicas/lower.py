@@ -369,7 +369,15 @@ def _plain(node: Node, allowed: Sequence[str] = ()) -> None:
             raise Refused(f"{node.target} with {name}={value}")
 
 
-_TRUTHS = ("where", Each.EQ, Each.NE, Each.GT, Each.LT)  # which may give other than float32
+_TRUTHS = (
+    "where",
+    Each.EQ,
+    Each.NE,
+    Each.GT,
+    Each.LT,
+    Each.GE,
+    Each.LE,
+)  # which may give other than float32
 
 
 def _elementwise(op: Each | str, operands: int, number: int | None = None) -> _Make:
@@ -427,6 +435,80 @@ def _squared_difference_backward(lowering: Lowering, node: Node, result: Value) 
     tables.add(Each.MUL, result.slot, [doubled, lowering.operand(gradient, result)], size)
 
 
+def _huber(scaled: bool) -> _Make:
+    """Of Huber's loss, or of the smooth one, which is Huber's divided by its bound."""
+
+    def make(lowering: Lowering, node: Node, result: Value) -> None:
+        ours, theirs, reduction, bound = _filled_up(node.args, (None, None, 1, 1.0))
+        if reduction != 0:
+            raise Refused(f"{node.target} of all elements together")
+        size, tables = [prod(result.shape)], lowering.tables
+        given = [lowering.operand(a, result) for a in (ours, theirs)]
+        tables.add(Each.HUBER, result.slot, given, size, number=_bound(node, bound))
+        if scaled:
+            operands = [(result.slot, 0), lowering.constant(_bound(node, bound), result)]
+            tables.add(Each.DIV, result.slot, operands, size)
+
+    return make
+
+
+def _huber_backward(scaled: bool) -> _Make:
+    def make(lowering: Lowering, node: Node, result: Value) -> None:
+        gradient, ours, theirs, reduction, bound = node.args
+        if reduction != 0:
+            raise Refused(f"{node.target} of all elements together")
+        size, tables = [prod(result.shape)], lowering.tables
+        difference, slope = lowering.scratch(result), lowering.operand(gradient, result)
+        operands = [lowering.operand(a, result) for a in (ours, theirs)]
+        tables.add(Each.SUB, difference[0], operands, size)
+        if scaled:
+            divided = lowering.scratch(result)
+            operands = [slope, lowering.constant(_bound(node, bound), result)]
+            tables.add(Each.DIV, divided[0], operands, size)
+            slope = divided
+        operands, number = [slope, difference], _bound(node, bound)
+        tables.add(Each.HUBER_BACKWARD, result.slot, operands, size, number=number)
+
+    return make
+
+
+def _filled_up(given: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
+    """Arguments, and the defaults of those that were left out."""
+    return [*given, *defaults[len(given) :]]
+
+
+def _bound(node: Node, bound: Any) -> float:
+    if not bound > 0:
+        raise Refused(f"{node.target} with a bound of {bound}")
+    return float(bound)
+
+
+def _softplus(op: Each, operands: int) -> _Make:
+    def make(lowering: Lowering, node: Node, result: Value) -> None:
+        beta, threshold = _filled_up(node.args[operands:], (1, 20))
+        if beta != 1:
+            raise Refused(f"{node.target} with beta={beta}")
+        given = [lowering.operand(a, result) for a in node.args[:operands]]
+        number = _constant(threshold)
+        lowering.tables.add(op, result.slot, given, [prod(result.shape)], number=number)
+
+    return make
+
+
+def _clamp(lowering: Lowering, node: Node, result: Value) -> None:
+    """To bounds that are numbers, of which either may be missing."""
+    value, *bounds = node.args
+    low, high = (
+        (*bounds, None)[:2] if node.target is not _aten.clamp_max.default else (None, *bounds)
+    )
+    given, size = lowering.operand(value, result), [prod(result.shape)]
+    for op, bound in ((Each.MAXIMUM, low), (Each.MINIMUM, high)):
+        if bound is not None:
+            operands = [given, lowering.constant(_constant(bound), result)]
+            lowering.tables.add(op, result.slot, operands, size)
+            given = result.slot, 0
+
+
 def _product(lowering: Lowering, node: Node, result: Value) -> None:
     _plain(node)
     *start, left, right = node.args
@@ -471,17 +553,17 @@ def _reduced(op: str) -> _Make:
     return make
 
 
-def _log_softmax(lowering: Lowering, node: Node, result: Value) -> None:
-    value = lowering.values[node.args[0]]  # type: ignore[index]
-    backward = node.target is _aten._log_softmax_backward_data.default
-    dimension = node.args[2 if backward else 1]
-    if lowering.axes(value, dimension) != [len(result.shape) - 1]:
-        raise Refused("a softmax over other than the last dimension")
-    n = result.shape[-1]
-    given = [lowering.operand(a, result) for a in node.args[: 2 if backward else 1]]
-    lowering.tables.panel = max(lowering.tables.panel, 3 * prod(result.shape))
-    op = "log_softmax_backward" if backward else "log_softmax"
-    lowering.tables.add(op, result.slot, given, [prod(result.shape) // n, n])
+def _softmax(op: str, operands: int) -> _Make:
+    def make(lowering: Lowering, node: Node, result: Value) -> None:
+        value = lowering.values[node.args[0]]  # type: ignore[index]
+        if lowering.axes(value, node.args[operands]) != [len(result.shape) - 1]:
+            raise Refused("a softmax over other than the last dimension")
+        n = result.shape[-1]
+        given = [lowering.operand(a, result) for a in node.args[:operands]]
+        lowering.tables.panel = max(lowering.tables.panel, 3 * prod(result.shape))
+        lowering.tables.add(op, result.slot, given, [prod(result.shape) // n, n])
+
+    return make
 
 
 def _last(lowering: Lowering, node: Node, value: Value, indexed: tuple[int, ...]) -> None:
@@ -527,6 +609,8 @@ _OPERATIONS: dict[Any, _Make] = {
     **dict.fromkeys((_aten.ne.Tensor, _aten.ne.Scalar), _elementwise(Each.NE, 2)),
     **dict.fromkeys((_aten.gt.Tensor, _aten.gt.Scalar), _elementwise(Each.GT, 2)),
     **dict.fromkeys((_aten.lt.Tensor, _aten.lt.Scalar), _elementwise(Each.LT, 2)),
+    **dict.fromkeys((_aten.ge.Tensor, _aten.ge.Scalar), _elementwise(Each.GE, 2)),
+    **dict.fromkeys((_aten.le.Tensor, _aten.le.Scalar), _elementwise(Each.LE, 2)),
     _aten.maximum.default: _elementwise(Each.MAXIMUM, 2),
     _aten.minimum.default: _elementwise(Each.MINIMUM, 2),
     _aten.where.self: _elementwise("where", 3),
@@ -537,6 +621,14 @@ _OPERATIONS: dict[Any, _Make] = {
     _aten.tanh.default: _elementwise(Each.TANH, 1),
     _aten.sigmoid.default: _elementwise(Each.SIGMOID, 1),
     _aten.abs.default: _elementwise(Each.ABS, 1),
+    **dict.fromkeys((_aten.sgn.default, _aten.sign.default), _elementwise(Each.SGN, 1)),
+    _aten.log1p.default: _elementwise(Each.LOG1P, 1),
+    _aten.pow.Tensor_Scalar: _elementwise(Each.POW, 1, number=1),
+    _aten.softplus.default: _softplus(Each.SOFTPLUS, 1),
+    _aten.softplus_backward.default: _softplus(Each.SOFTPLUS_BACKWARD, 2),
+    **dict.fromkeys(
+        (_aten.clamp.default, _aten.clamp_min.default, _aten.clamp_max.default), _clamp
+    ),
     _aten.sqrt.default: _elementwise(Each.SQRT, 1),
     _aten.threshold_backward.default: _elementwise(Each.THRESHOLD_BACKWARD, 2, number=2),
     _aten.tanh_backward.default: _elementwise(Each.TANH_BACKWARD, 2),
@@ -550,6 +642,10 @@ _OPERATIONS: dict[Any, _Make] = {
     _aten.full_like.default: _filled(lambda node: node.args[1]),
     _aten.mse_loss.default: _squared_difference,
     _aten.mse_loss_backward.default: _squared_difference_backward,
+    _aten.huber_loss.default: _huber(scaled=False),
+    _aten.huber_loss_backward.default: _huber_backward(scaled=False),
+    _aten.smooth_l1_loss.default: _huber(scaled=True),
+    _aten.smooth_l1_loss_backward.default: _huber_backward(scaled=True),
     _aten.bmm.default: _product,
     _aten.baddbmm.default: _product,
     **dict.fromkeys((_aten.sum.dim_IntList, _aten.sum.default), _reduced("sum")),
@@ -557,8 +653,10 @@ _OPERATIONS: dict[Any, _Make] = {
     _aten.amax.default: _reduced("amax"),
     _aten.argmax.default: _reduced("argmax"),
     _aten.logsumexp.default: _reduced("logsumexp"),
-    _aten._log_softmax.default: _log_softmax,
-    _aten._log_softmax_backward_data.default: _log_softmax,
+    _aten._softmax.default: _softmax("softmax", 1),
+    _aten._softmax_backward_data.default: _softmax("softmax_backward", 2),
+    _aten._log_softmax.default: _softmax("log_softmax", 1),
+    _aten._log_softmax_backward_data.default: _softmax("log_softmax_backward", 2),
     _aten.gather.default: _gather,
     _aten.scatter_add.default: _scatter("scatter_add"),
     _aten.scatter.value: _scatter("scatter"),

@@ -1,8 +1,6 @@
 """The report: one HTML file that opens offline, verdict first."""
 
 import math
-import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from thalweg.figures import effect, learning_curves, metric_against_lr, number, time_to_target
+from thalweg.files import whole
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.report.words import (
     columns,
@@ -80,18 +79,8 @@ def write(result: StudyResult, path: str | Path) -> Path:
             for factor in result.spec.varied
         ],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole(path) as file:
+        file.write_text(page, encoding="utf-8")
     return path
 
 

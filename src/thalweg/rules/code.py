@@ -78,8 +78,6 @@ class _Content:
         self.found = self._of(value)
 
     def _of(self, value: Any) -> Any:
-        while hasattr(value, "__wrapped__"):  # by functools.cache, say, or a checker of types
-            value = value.__wrapped__
         kind = type(value).__qualname__
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
             return kind, value
@@ -103,6 +101,8 @@ class _Content:
         if isinstance(value, FunctionType) and not _is_installed(value.__module__):
             given = value.__defaults__, value.__kwdefaults__
             return instructions(value.__code__), *map(self._of, (*given, leans_on(value)))
+        if hasattr(value, "__wrapped__"):  # by functools.cache, say, or a checker of types
+            return self._inside(value.__wrapped__)
         if isinstance(value, partial):
             return tuple(map(self._of, (value.func, value.args, value.keywords)))
         if isinstance(value, MethodType):

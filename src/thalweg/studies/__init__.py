@@ -1,6 +1,7 @@
 """Plan, execute, store, analyse: from factors to a verdict."""
 
 from thalweg.studies.best import Trained, best_weights
+from thalweg.studies.checker import Check, Finding, check
 from thalweg.studies.execute import Progress
 from thalweg.studies.factors import FACTORS, Factor, StudyError
 from thalweg.studies.result import StudyResult, TaskSummary
@@ -9,7 +10,9 @@ from thalweg.studies.spec import StudySpec
 
 __all__ = [
     "FACTORS",
+    "Check",
     "Factor",
+    "Finding",
     "Progress",
     "StudyError",
     "StudyResult",
@@ -17,5 +20,6 @@ __all__ = [
     "TaskSummary",
     "Trained",
     "best_weights",
+    "check",
     "study",
 ]

@@ -209,7 +209,7 @@ def _in_threads(
     try:
         for future in as_completed([pool.submit(run, chunk) for chunk in pending]):
             yield future.result()
-    except BaseException:
+    except BaseException:  # an interruption too, or that nobody wants the rest
         watch.cancelled = True
         raise
     finally:

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 from thalweg.errors import ArgumentError
 from thalweg.tasks import Task
-from thalweg.tasks.losses import LOSSES, as_loss
-from thalweg.tasks.task import Loss, TaskError
+from thalweg.tasks.losses import LOSSES, Loss, as_loss
+from thalweg.tasks.split import TaskError
 
 __all__ = ["FACTORS", "Crossed", "Factor", "Levels", "Losses", "StudyError", "cross"]
 

@@ -19,7 +19,7 @@ from thalweg.studies.factors import FACTORS, Levels, Losses, StudyError, cross
 from thalweg.studies.result import StudyResult, TaskSummary
 from thalweg.studies.spec import LearningRates, Optimizer, Run, StudySpec, plan, specify
 from thalweg.studies.store import Store
-from thalweg.tasks import Task, load
+from thalweg.tasks import Task, TaskError, load
 
 __all__ = ["study"]
 
@@ -52,7 +52,8 @@ def study(
     """Train a task with several optimizers at several learning rates and seeds; say which is best.
 
     Args:
-        task: name of a built-in task, or a `thalweg.Task`.
+        task: name of a built-in task, ``FILE.py:FUNCTION``, the path of an ``.npz`` file, or a
+            `thalweg.Task`.
         optimizers: names in the registry, or rules and classes of one's own; by default `MAIN`.
         lr: learning rates for all optimizers: a list, one number, or "low:high:count" for
             log-spaced ones; or a mapping from optimizer to a list. By default 9 over the usual
@@ -82,8 +83,9 @@ def study(
     began = perf_counter()
     try:
         task = load(task) if isinstance(task, str) else task
-    except ValueError as error:
-        raise StudyError("task", str(error)) from None
+    except TaskError as error:
+        said = error.problem if error.argument == "task" else str(error)
+        raise StudyError("task", said) from None
     if not isinstance(task, Task):
         raise StudyError("task", f"must be a name or a thalweg.Task, got {task!r}")
     with sound(task):

@@ -1,58 +1,35 @@
 """The tasks that come with the package: real data that ships inside scikit-learn."""
 
 from collections.abc import Callable
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
 
-from thalweg.tasks.task import Split, Task
+from thalweg.tasks.divide import divide
+from thalweg.tasks.networks import mlp
+from thalweg.tasks.split import Split
+from thalweg.tasks.task import Task
 
-__all__ = ["TASKS", "load"]
-
-# The split is part of the task, so that seeds vary initial weights and batches alone.
-SPLIT_SEED = 0
-
-
-def _mlp(*widths: int) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(pairwise(widths)):
-            layers += [nn.ReLU()] if i else []
-            layers += [nn.Linear(before, after)]
-        return nn.Sequential(*layers)
-
-    return make
+__all__ = ["TASKS"]
 
 
 def _split(x: Any, y: Any, classes: bool) -> tuple[Split, Split, Split]:
     """60 % for training, 20 % each for validation and test; standardised on training data alone."""
-    from sklearn.model_selection import train_test_split
     from sklearn.preprocessing import StandardScaler
 
-    def divide(x: Any, y: Any, share: float) -> list[Any]:
-        return list(
-            train_test_split(
-                x, y, test_size=share, random_state=SPLIT_SEED, stratify=y if classes else None
-            )
-        )
+    train, validation, test = divide(len(x), classes=y if classes else None)
+    scale_x = StandardScaler().fit(x[train])
+    scale_y = None if classes else StandardScaler().fit(y[train].reshape(-1, 1))
 
-    x_rest, x_test, y_rest, y_test = divide(x, y, 0.2)
-    x_train, x_validation, y_train, y_validation = divide(x_rest, y_rest, 0.25)
-    scale_x = StandardScaler().fit(x_train)
-    scale_y = None if classes else StandardScaler().fit(y_train.reshape(-1, 1))
-
-    def tensors(x: Any, y: Any) -> Split:
+    def tensors(part: Any) -> Split:
         target = (
-            torch.as_tensor(y, dtype=torch.int64)
+            torch.as_tensor(y[part], dtype=torch.int64)
             if scale_y is None
-            else torch.as_tensor(scale_y.transform(y.reshape(-1, 1)), dtype=torch.float32)
+            else torch.as_tensor(scale_y.transform(y[part].reshape(-1, 1)), dtype=torch.float32)
         )
-        return Split(torch.as_tensor(scale_x.transform(x), dtype=torch.float32), target)
+        return Split(torch.as_tensor(scale_x.transform(x[part]), dtype=torch.float32), target)
 
-    return tensors(x_train, y_train), tensors(x_validation, y_validation), tensors(x_test, y_test)
+    return tensors(train), tensors(validation), tensors(test)
 
 
 def _classification(name: str, title: str, loader: str, hidden: int, target: float) -> Task:
@@ -60,7 +37,7 @@ def _classification(name: str, title: str, loader: str, hidden: int, target: flo
 
     x, y = getattr(datasets, loader)(return_X_y=True)
     train, validation, test = _split(x, y, classes=True)
-    model = _mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
+    model = mlp(x.shape[1], hidden, hidden, int(y.max()) + 1)
     return Task(
         name=name,
         title=title,
@@ -82,7 +59,7 @@ def _regression(name: str, title: str, loader: str, hidden: int) -> Task:
     return Task(
         name=name,
         title=title,
-        model=_mlp(x.shape[1], hidden, hidden, 1),
+        model=mlp(x.shape[1], hidden, hidden, 1),
         train=train,
         validation=validation,
         test=test,
@@ -101,15 +78,3 @@ TASKS: dict[str, Callable[[], Task]] = {
         "diabetes", "diabetes progression (standardised)", "load_diabetes", 32
     ),
 }
-
-
-@cache
-def load(name: str) -> Task:
-    """A built-in task.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name]()

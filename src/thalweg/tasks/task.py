@@ -4,106 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.errors import ArgumentError
 from thalweg.rules.code import digest
+from thalweg.tasks.data import DEFAULT_BATCH, parts
+from thalweg.tasks.losses import Loss, as_loss
+from thalweg.tasks.metrics import Metric, as_metric
+from thalweg.tasks.split import Split, TaskError
 
-__all__ = ["Batch", "Loss", "Metric", "Split", "Task", "TaskError"]
-
-# A model with several inputs takes a tuple as its positional arguments, a dictionary by name.
-Batch: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
-
-
-class TaskError(ArgumentError):
-    """Data, a model, a loss or a metric that cannot be used."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """One part of a data set.
-
-    Attributes:
-        x: inputs, ``(samples, *features)``; of a model with several inputs a tuple or dictionary
-            of such tensors.
-        y: targets, ``(samples, *)``, likewise.
-
-    Raises:
-        ValueError: if there are none, or not as many of one as of the other.
-    """
-
-    x: Batch
-    y: Batch
-
-    def __post_init__(self) -> None:
-        inputs, targets = ([len(t) for t in tree_leaves(part)] for part in (self.x, self.y))
-        counts = {*inputs, *targets}
-        if len(counts) != 1 or not inputs or not targets or not counts - {0}:
-            raise ValueError(
-                f"a Split needs as many targets as inputs, and at least one; it got "
-                f"{_counts(inputs)} inputs and {_counts(targets)} targets"
-            )
-
-    def __len__(self) -> int:
-        """How many samples."""
-        return len(tree_leaves(self.y)[0])
-
-    def __getitem__(self, index: Any) -> tuple[Any, Any]:
-        """Inputs and targets of some samples; ``index`` as tensors take it."""
-        chosen: tuple[Any, Any] = tree_map(lambda t: t[index], (self.x, self.y))
-        return chosen
-
-    def to(self, device: str) -> "Split":
-        """The same on another device."""
-        return Split(*tree_map(lambda t: t.to(device), (self.x, self.y)))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All of inputs and targets, one after another."""
-        return list(tree_leaves((self.x, self.y)))
-
-
-def _counts(lengths: list[int]) -> str:
-    return " and ".join(map(str, dict.fromkeys(lengths))) or "no"
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What training makes small.
-
-    Attributes:
-        name: one word, as typed.
-        of: ``(outputs, targets) -> scalar tensor``, a mean over the batch.
-        label: as axes print it; the name by default.
-    """
-
-    name: str
-    of: Callable[[Any, Any], Tensor]
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.label:
-            object.__setattr__(self, "label", self.name)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What results are compared by: a mean over samples of how well each is predicted.
-
-    Attributes:
-        name: as tables print it.
-        of: ``(outputs, targets) -> scalar tensor``, a mean over the batch, without side effects.
-        higher_is_better: True for an accuracy, False for an error.
-        percent: whether it is a fraction, to be printed in per cent.
-    """
-
-    name: str
-    of: Callable[[Any, Any], Tensor]
-    higher_is_better: bool = True
-    percent: bool = False
+__all__ = ["Task"]
 
 
 @dataclass(frozen=True, init=False)
@@ -119,11 +30,13 @@ class Task:
         validation: what settings are chosen on, likewise; by default a fifth of all samples,
             taken from those for training, in fixed random order and by class.
         test: what the chosen settings are reported on, likewise.
-        loss: name in `thalweg.tasks.LOSSES`, a function ``(outputs, targets) -> scalar tensor``
-            that is a mean over the batch, or a `Loss`. By default cross-entropy for targets that
-            are integers, the mean squared error for others.
+        loss: name in `thalweg.tasks.LOSSES`, with ``=value`` for one with a parameter
+            (``label_smoothing=0.2``); a function ``(outputs, targets) -> scalar tensor`` that is a
+            mean over the batch, or a `Loss`. By default cross-entropy for targets that are
+            integers, the mean squared error for others.
         metric: name in `thalweg.tasks.METRICS`, a function, a fraction of which more is better, or
-            a `Metric`. By default accuracy or the mean absolute error.
+            a `Metric`. By default accuracy for integers and for the loss ``bce``, the mean absolute
+            error for others.
         name: one word, as typed.
         title: a few words, as reports print it; the name by default.
         target: the validation metric that counts as trained, for time to target; None for none.
@@ -167,10 +80,6 @@ class Task:
         notes: tuple[str, ...] = (),
         encodings: "Mapping[str, Task] | None" = None,
     ) -> None:
-        from thalweg.tasks.data import DEFAULT_BATCH, parts
-        from thalweg.tasks.losses import as_loss
-        from thalweg.tasks.metrics import as_metric
-
         if not callable(model):
             raise TaskError("model", f"must be a function that makes a module, got {model!r}")
         if isinstance(model, nn.Module):
@@ -185,13 +94,13 @@ class Task:
             "train": found.train,
             "validation": found.validation,
             "test": found.test,
-            "loss": as_loss(loss, found.train.y),
-            "metric": as_metric(metric, found.train.y),
+            "loss": (chosen := as_loss(loss, found.train.y)),
+            "metric": as_metric(metric, found.train.y, chosen),
             "name": name,
             "title": title or name,
             "target": target,
             "batch_size": batch_size or min(found.batch_size or DEFAULT_BATCH, len(found.train)),
-            "notes": (*notes, *found.notes),
+            "notes": tuple(dict.fromkeys((*notes, *found.notes))),
             "encodings": encodings or {},
         }
         for field, value in fields.items():
