@@ -364,7 +364,7 @@ def test_a_note_says_which_variant_it_is_of():
 
     found = thalweg.study("wine", ["sgd"], [0.1], 2, 1, losses=["cross_entropy", wary])
     (note,) = (n for n in found.notes if "one after another" in n)
-    assert note.startswith("With wary: runs go one after another, because vmap cannot take")
+    assert note.startswith("With wary: runs go one after another, because ")
     assert found.environment["backend"] == "eager,one by one"
     assert (found.runs["outcome"] == "completed").all()
 
@@ -523,23 +523,22 @@ def rude(outputs, y):
 
 
 @pytest.mark.parametrize(
-    ("task", "losses", "argument", "message"),
+    ("task", "losses", "message"),
     [
-        (models.task(Narrow), None, "task", "'small' cannot be trained: its model, loss or metric"),
-        (models.task(broken), None, "task", r"raises RuntimeError \(no such file\)"),
-        (models.task(models.mlp, loss=rude), None, "loss", "rude.py, line 3: cannot be computed"),
+        (models.task(Narrow), None, r"the model raises RuntimeError: mat1 .* at test_factors.py:"),
+        (models.task(broken), None, r"'small' cannot be trained: .* \(no such file\)"),
+        (models.task(models.mlp, loss=rude), None, "rude.py, line 3: cannot be computed"),
         (
             models.task(models.mlp),
             ["cross_entropy", lambda outputs, y: outputs @ y],
-            "task",
-            "cannot be trained with <lambda>: its model",
+            "the loss <lambda> raises RuntimeError",
         ),
     ],
 )
-def test_what_fails_is_one_sentence_and_leaves_no_record(task, losses, argument, message, tmp_path):
+def test_what_fails_is_one_sentence_and_leaves_no_record(task, losses, message, tmp_path):
     with pytest.raises(StudyError, match=message) as caught:
         thalweg.study(task, ["sgd"], [0.1], 2, 1, losses=losses, db=tmp_path / "a.db")
-    assert caught.value.argument == argument
+    assert caught.value.argument == "task"
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 

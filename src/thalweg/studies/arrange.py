@@ -13,6 +13,7 @@ from thalweg.studies.execute import Chunk, chunks
 from thalweg.studies.factors import Levels, StudyError
 from thalweg.studies.spec import Run, StudySpec, plan
 from thalweg.tasks import Task
+from thalweg.tasks.trial import first_batch
 
 __all__ = ["Cuts", "Variant", "Variants", "arranged", "backend_of", "cut", "joined", "tried"]
 
@@ -44,6 +45,7 @@ def tried(spec: StudySpec, tasks: Mapping[Levels, Task], device: str) -> dict[Le
     found = {}
     for levels, task in tasks.items():
         with sound(task, level_words(spec, levels)):
+            first_batch(task, spec.batch_size)  # says where in a person's file something is wrong
             found[levels] = Variant(task, probe(task, spec.batch_size, device))
     return found
 

@@ -79,7 +79,8 @@ def _encodings(task: Task, _: None) -> dict[str, Task | None]:
 
 def _loss_text(level: str) -> str:
     # A name that a person gave is left as it was typed.
-    return level.replace("_", "-") if level in LOSSES else level
+    name, _, _ = level.partition("=")  # "focal=2"
+    return level.replace("_", "-") if name in LOSSES else level
 
 
 FACTORS: tuple[Factor, ...] = (
