@@ -62,6 +62,7 @@ def test_json_is_all_there_is_on_standard_output(tmp_path):
         (["digits", "--seeds", "0"], "--seeds: must be a whole number of at least 1, got 0"),
         (["digits", "--epochs", "x"], "--epochs"),
         (["digits", "--epochs", "3", "--steps", "3"], "--steps: give either epochs"),
+        (["digits", "--losses", "mse,nonsense"], "--losses: there is no loss 'nonsense'; choose"),
         (["digits", "--batch-size", "99999"], "--batch-size: 99999 is more than the 1077"),
         (["digits", "--target", "95"], "--target: 95 is no accuracy"),
         (["digits", "--device", "cuda:7"], "--device: 'cuda:7' cannot be used here"),

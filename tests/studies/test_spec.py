@@ -102,6 +102,7 @@ import thalweg, torch
 for wrong in (
     {"seeds": 5.0}, {"seeds": None}, {"optimizers": 5}, {"optimizers": [["sgd"]]}, {"lr": object()},
     {"name": 5}, {"task": 5}, {"task": torch.nn.Linear(2, 2)}, {"epochs": "3"}, {"batch_size": 2.5},
+    {"losses": 5}, {"losses": ["cross_entropy", 5]},
 ):
     try:
         thalweg.study(**({"task": "wine"} | wrong))
@@ -115,7 +116,7 @@ def test_wrong_types_get_a_sentence():
     done = subprocess.run(
         [sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, check=False
     )
-    assert (done.stdout.split(), done.stderr) == (["refused"] * 10, "")
+    assert (done.stdout.split(), done.stderr) == (["refused"] * 12, "")
 
 
 def test_names_of_optimizers_in_any_case():

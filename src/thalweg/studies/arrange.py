@@ -45,7 +45,7 @@ def tried(spec: StudySpec, tasks: Mapping[Levels, Task], device: str) -> dict[Le
     found = {}
     for levels, task in tasks.items():
         with sound(task, level_words(spec, levels)):
-            first_batch(task, spec.batch_size)
+            first_batch(task, spec.batch_size)  # says where in a person's file something is wrong
             found[levels] = Variant(task, probe(task, spec.batch_size, device))
     return found
 

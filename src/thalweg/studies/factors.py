@@ -12,7 +12,7 @@ from thalweg.tasks.split import TaskError
 
 __all__ = ["FACTORS", "Crossed", "Factor", "Levels", "Losses", "StudyError", "cross"]
 
-Losses: TypeAlias = str | Iterable[str | Loss | Callable[..., Any]]
+Losses: TypeAlias = str | Loss | Callable[..., Any] | Iterable[str | Loss | Callable[..., Any]]
 
 # One level of each factor, in the order of `FACTORS`.
 Levels: TypeAlias = tuple[str, ...]
@@ -79,7 +79,8 @@ def _encodings(task: Task, _: None) -> dict[str, Task | None]:
 
 def _loss_text(level: str) -> str:
     # A name that a person gave is left as it was typed.
-    return level.replace("_", "-") if level in LOSSES else level
+    name, _, _ = level.partition("=")  # "focal=2"
+    return level.replace("_", "-") if name in LOSSES else level
 
 
 FACTORS: tuple[Factor, ...] = (
