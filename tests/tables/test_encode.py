@@ -244,3 +244,15 @@ def test_a_task_can_be_replaced():
     other = task.with_loss("mse")
     assert (other.loss.name, other.columns, other.encoder) == ("mse", task.columns, task.encoder)
     assert task.parameters == 4 * 8 + 8 + 8 * 3 + 3
+
+
+def test_space_around_labels_and_points_after_whole_numbers_are_no_part_of_them(tmp_path):
+    lines = [
+        f"{' red' if i % 4 else 'red '},{'3.0' if i % 3 else '3'},{i % 7},{i % 2}"
+        for i in range(60)
+    ]
+    path = tmp_path / "t.csv"
+    path.write_text("c,n,x,y\n" + "\n".join([*lines, *["blue,4,1,0"] * 20]) + "\n")
+    found = {c.name: c for c in table(path, "y", nominal=["n"]).columns}
+    assert found["c"].levels == ("blue", "red")
+    assert found["n"].levels == ("3", "4")
