@@ -26,6 +26,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

@@ -395,7 +395,7 @@ def test_a_module_that_cannot_be_used(case, command, here, thalweg):
         ("nowhere.csv", ["no file nowhere.csv"]),
         ("nowhere.py:task", ["nowhere.py"]),
         ("nowhere.npz", ["nowhere.npz"]),
-        ("mnist", ["mnist", "--folder"]),
+        ("mnist", ["MNIST", "--folder"]),
         ("digitz", ["'digitz'", "digits"]),
     ],
 )

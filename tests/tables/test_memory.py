@@ -12,7 +12,8 @@ import pytest
 from pyarrow import csv
 
 from tests.tables.files import refused
-from thalweg.tasks.tables import memory, table
+from thalweg.tasks import memory
+from thalweg.tasks.tables import table
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts and limits it")
 
@@ -31,7 +32,7 @@ def large(tmp_path_factory):
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_what_would_fit_is_said(large, monkeypatch, ending):
-    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
     argument, problem = refused(large.with_suffix(ending))
     assert argument == "task"
     rows, need, fits = re.search(
@@ -46,14 +47,14 @@ def test_what_would_fit_is_said(large, monkeypatch, ending):
     monkeypatch.undo()
     part, path = pd.read_csv(large, nrows=int(0.9 * fits)), large.with_name(f"part{ending}")
     part.to_csv(path, index=False) if ending == ".csv" else part.to_parquet(path)
-    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
     assert sum(c.kind == "numeric" for c in table(path, "y").columns) == 2
 
 
 def test_one_hot_that_would_not_fit(monkeypatch):
     codes = np.arange(20_000) % 90
     frame = pd.DataFrame({f"c{i}": [f"level {c}" for c in codes] for i in range(3)})
-    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
     _, problem = refused(frame.assign(y=codes % 2))
     assert "the table, encoded, has about 20,000 rows" in problem
 
@@ -103,27 +104,10 @@ except TaskError as error:
     assert "would fit" in done.stdout
 
 
-def test_available_is_no_more_than_the_machine_has():
-    import psutil
-
-    assert 0 < memory.available() <= psutil.virtual_memory().total
-
-
-def test_control_groups(tmp_path, monkeypatch):
-    (tmp_path / "max").write_text("1000000\n")
-    (tmp_path / "current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 600000\ninactive_file 50000\n")
-    group = (str(tmp_path / "max"), str(tmp_path / "current"), "inactive_file")
-    monkeypatch.setattr(memory, "_GROUPS", (group,))
-    assert memory.available() == 350_000
-    (tmp_path / "max").write_text("max\n")
-    assert memory.available() > 1_000_000
-
-
 def test_a_compressed_file_is_measured_by_its_text(tmp_path, monkeypatch):
     frame = pd.DataFrame({"a": [1.5, 2.5] * 400_000, "y": ["u", "v"] * 400_000})
     frame.to_csv(tmp_path / "t.csv.gz", index=False)
-    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
     _, problem = refused(tmp_path / "t.csv.gz")
     rows = int(re.search(r"about ([\d,]+) rows and", problem)[1].replace(",", ""))
     assert rows == pytest.approx(800_000, rel=0.2)

@@ -66,7 +66,8 @@ def test_a_target_of_which_nothing_can_be_learned(tmp_path):
 def test_columns_of_nothing(tmp_path):
     cells = [["", "NA", y] for _, _, y in rows()]
     path = write(tmp_path / "t.csv", cells)
-    _refuses(path, "task", "no column to learn 'y' from; 'a': it has no values.*'b': it has no val")
+    _refuses(path, "task", "column 'a' of .*t.csv has no value in any row; leave it .*--drop a")
+    _refuses(path, "task", "no column to learn 'y' from", drop=["a", "b"])
     _refuses(path, "numeric", "'a' of .* has no values at all", numeric=["a"])
     _refuses(
         write(tmp_path / "y.csv", [["u"], ["v"]] * 9, header=["y"]), "task", "no column to lea"

@@ -197,5 +197,5 @@ def test_code_in_a_file_is_not_run(tmp_path, predictor, monkeypatch):
 
 def test_a_file_larger_than_the_memory(tmp_path, predictor, monkeypatch):
     path = predictor.save(tmp_path / "p")
-    monkeypatch.setattr("thalweg.tasks.tables.predictor.available", lambda: 1000)
+    monkeypatch.setattr("thalweg.tasks.tables.predictor.available_memory", lambda: 1000)
     _refused(path, "more than there is")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.tasks.memory import available_memory
+from thalweg.tasks.memory import available_memory, shown
 from thalweg.tasks.split import Batch, TaskError
 
 __all__ = ["Role", "as_tensor", "batch", "read_npz", "room_for", "typed"]
@@ -168,8 +168,8 @@ def room_for(part: str, needed: int) -> None:
     if needed > available:
         raise TaskError(
             part,
-            f"needs {needed / 2**30:.3g} GiB of memory and {available / 2**30:.3g} GiB are left; "
-            f"give fewer samples, or smaller ones",
+            f"needs {shown(needed)} of memory and {shown(available)} are left; give fewer samples, "
+            f"or smaller ones",
         )
 
 

@@ -76,7 +76,7 @@ def images(
             argument that cannot be used.
     """
     if name not in IMAGES:
-        raise TaskError("folder", f"there are no images {name!r}; choose from {', '.join(IMAGES)}")
+        raise TaskError("name", f"there are no images {name!r}; choose from {', '.join(IMAGES)}")
     if not 0 < validation < 1:
         raise TaskError("validation", f"must be a share between 0 and 1, got {validation}")
     if isinstance(network, str) and network not in _NETWORKS:

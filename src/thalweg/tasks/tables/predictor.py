@@ -2,24 +2,22 @@
 
 import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thalweg.files import whole
+from thalweg.tasks.memory import available_memory, shown
 from thalweg.tasks.split import TaskError
 from thalweg.tasks.tables.columns import Column
 from thalweg.tasks.tables.encode import BLOCK, Encoder, conform
-from thalweg.tasks.tables.memory import available, shown
 from thalweg.tasks.tables.network import network
 from thalweg.tasks.tables.read import Data, read
 from thalweg.tasks.tables.target import Target
@@ -132,19 +130,9 @@ class Predictor:
             skops.io.dumps(self.encoder.transformer),
             weights.getvalue(),
         )
-        unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
-        try:
-            with unfinished.open("xb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                    for name, part in zip(PARTS, parts, strict=True):
-                        archive.writestr(name, part)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
+        with whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, part in zip(PARTS, parts, strict=True):
+                archive.writestr(name, part)
         return path
 
     @staticmethod
@@ -175,7 +163,7 @@ def _loaded(path: Path) -> Predictor:
 
     with zipfile.ZipFile(path) as archive:
         size = sum(i.file_size for i in archive.infolist())
-        if size > available():
+        if size > available_memory():
             raise TaskError("model", f"would take {shown(size)} of memory, more than there is")
         said, encoder, weights = (archive.read(name) for name in PARTS)
     about = json.loads(said)

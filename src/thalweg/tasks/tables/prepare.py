@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thalweg.tasks.divide import divide
+from thalweg.tasks.memory import refuse_what_does_not_fit
 from thalweg.tasks.split import TaskError
 from thalweg.tasks.tables.columns import Column, describe, read_features
-from thalweg.tasks.tables.memory import refuse_what_does_not_fit
 from thalweg.tasks.tables.options import Declared, check_names
 from thalweg.tasks.tables.read import Data, Table, nearest, quoted, read
 from thalweg.tasks.tables.target import Target, fit_target, read_target

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from thalweg.tasks.memory import refuse_what_does_not_fit
 from thalweg.tasks.split import TaskError
-from thalweg.tasks.tables.memory import refuse_what_does_not_fit
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from thalweg.tasks.losses import Loss
-from thalweg.tasks.metrics import Metric
+from thalweg.tasks.metrics import ERROR, Metric
 from thalweg.tasks.split import Split, TaskError
 from thalweg.tasks.tables.columns import Column
 from thalweg.tasks.tables.encode import Encoder, check_orders, conform, fit, unseen
@@ -113,7 +113,8 @@ def table(
         time: column by which the earliest rows are for training and the latest for the test.
         hidden: widths of the hidden layers; none for a linear model.
         loss: as `thalweg.tasks.Task` takes it.
-        metric: as `thalweg.tasks.Task` takes it.
+        metric: as `thalweg.tasks.Task` takes it; of a regression by default the mean absolute
+            error in the units of the table, though the network learns standardised numbers.
         encodings: of ``onehot`` and ``ordinal``, to be compared: for all categories, or by column,
             in a mapping or as ``color=onehot,ordinal``.
         trust_pickle: whether a pickle may be read, which runs the code in it.
@@ -131,7 +132,7 @@ def table(
     reading = {"delimiter": delimiter, "charset": charset, "trust_pickle": trust_pickle}
     found = prepare(given, declared, ways, reading)
     short = name or (Path(data).name.split(".")[0] if isinstance(data, str | Path) else "table")
-    title = f"{target} in {short}" + (" (standardised)" if found.answer.classes is None else "")
+    title = f"{target} in {short}"
 
     def build(encoding: Mapping[str, str]) -> TableTask:
         columns = features_of(found, encoding)
@@ -145,7 +146,7 @@ def table(
             hidden=widths,
             model=partial(network, encoder.dense, sum(encoder.levels), widths, outputs),
             loss=loss,
-            metric=metric,
+            metric=metric if metric is not None else _metric(found.answer),
             name=short,
             title=title,
             notes=(*found.notes, *_told(every), *notes),
@@ -161,6 +162,17 @@ def table(
     first = next(iter(tasks))
     tasks[first] = replace(tasks[first], encodings=tasks)
     return tasks[first]  # type: ignore[return-value]
+
+
+def _metric(answer: Target) -> Metric | None:
+    """The mean absolute error in the target's own units; of classes what is usual."""
+    if answer.classes is not None:
+        return None
+    return replace(ERROR, of=partial(_error, answer.scale))
+
+
+def _error(scale: float, outputs: Tensor, y: Tensor) -> Tensor:
+    return scale * ERROR.of(outputs, y)
 
 
 def _widths(hidden: Sequence[int]) -> tuple[int, ...]:
