@@ -30,7 +30,7 @@ def _batch(dense=DENSE):
 
 def _linear(layer, dense=DENSE):
     linear = torch.nn.Linear(dense + sum(LEVELS), OUTPUTS).double()
-    parts = [layer.table.T] if layer.weight is None else [layer.weight, layer.table.T]
+    parts = [layer.table] if layer.weight is None else [layer.weight, layer.table]
     linear.weight.data = torch.cat([p.data for p in parts], 1)
     linear.bias.data = layer.bias.data.clone()
     return linear
@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_a_linear_layer(dense):
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     (ours**3).sum().backward()
     (theirs**3).sum().backward()
-    found = [layer.table.grad.T] if dense == 0 else [layer.weight.grad, layer.table.grad.T]
+    found = [layer.table.grad] if dense == 0 else [layer.weight.grad, layer.table.grad]
     torch.testing.assert_close(torch.cat(found, 1), linear.weight.grad, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(layer.bias.grad, linear.bias.grad, rtol=1e-10, atol=1e-10)
 
@@ -91,7 +91,7 @@ def test_initial_weights_are_spread_as_those_of_a_linear_layer():
 def test_a_linear_model_has_no_hidden_layers():
     assert [tuple(p.shape) for p in network(3, 0, (), 2).parameters()] == [(2, 3), (2,)]
     shapes = [tuple(p.shape) for p in network(3, 5, (), 2).parameters()]
-    assert shapes == [(2, 3), (5, 2), (2,)]
+    assert shapes == [(2, 3), (2, 5), (2,)]
 
 
 def test_replicas_train_it():
@@ -105,6 +105,7 @@ def test_replicas_train_it():
     batch = task.train[torch.arange(32)]
     program = build(task, model, parameters, constants, batch, True, "eager")
     assert (program.backend, program.note) == ("eager", "")
+    assert program.tape is not None
     losses, gradients, _ = program.step(parameters, constants, *batch)
     for i in range(3):
         alone = {n: p[i].clone().requires_grad_() for n, p in zip(model.parameters, parameters,

@@ -116,7 +116,7 @@ def test_many_levels(tmp_path):
     task = table(frame, "y", validation=frame, test=frame, hidden=())
     mean, spread = 149.5, np.std(np.arange(300))
     weights = {
-        "first.table": (torch.arange(300.0)[:, None] - mean) / spread,
+        "first.table": (torch.arange(300.0)[None] - mean) / spread,
         "first.bias": torch.zeros(1),
     }
     predictor = Predictor.load(task.predictor(weights).save(tmp_path / "p"))

@@ -30,7 +30,7 @@ class LookupLinear(nn.Module):
         self.weight = (
             nn.Parameter(torch.empty(outputs, dense).uniform_(-bound, bound)) if dense else None
         )
-        self.table = nn.Parameter(torch.empty(levels, outputs).uniform_(-bound, bound))
+        self.table = nn.Parameter(torch.empty(outputs, levels).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
@@ -41,11 +41,14 @@ class LookupLinear(nn.Module):
             codes: numbers of categories, ``(batch, columns)``, each column's after the last's;
                 ``levels`` for a category that there is none of, which adds exactly zero.
         """
-        # Not indexed with brackets, whose result may depend on values, so that nothing traces it.
-        rows = nn.functional.embedding(codes.clamp(max=self.levels - 1), self.table)
-        known = (codes < self.levels).to(rows.dtype).unsqueeze(-1)
-        summed = (rows * known).sum(-2) + self.bias
-        return summed if self.weight is None else summed + x @ self.weight.T
+        # Of the ways to look up, `gather` along the last dimension is the one on replicas' tape.
+        known = codes < self.levels
+        places = torch.where(known, codes, 0).reshape(1, -1).expand(len(self.bias), -1)
+        columns = self.table.gather(1, places).reshape(-1, *codes.shape)
+        summed = (columns * known.to(columns.dtype)).sum(-1).T
+        if self.weight is None:
+            return summed + self.bias
+        return summed + nn.functional.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Widths, as modules print them."""
