@@ -15,6 +15,7 @@ __all__ = ["effect", "learning_curves", "metric_against_lr", "time_to_target"]
 
 COLUMNS = 4
 PANEL = 210  # pixels of a panel's height
+WIDE = 10  # times the smallest error, from where on an axis of errors is logarithmic
 TRAINING = "training loss, mean of an epoch's batches"
 
 
@@ -30,16 +31,23 @@ def metric_against_lr(trials: pd.DataFrame, metric: str, percent: bool) -> go.Fi
     levels = list(dict.fromkeys(trials["levels"]))
     figure, places = _panels(names)
     scale = 100 if percent else 1
-    low = scale * _floor(trials, percent)
+    values = trials["test_metric"]
+    # Errors of settings that fail are many times those that matter, which a straight axis crushes.
+    log = not percent and bool((values.dropna() > 0).all()) and values.max() > WIDE * values.min()
+    low = scale * _floor(trials, percent, log)
     if len(levels) > 1:
         _level_legend(figure, levels)
     for i, (name, place) in enumerate(zip(names, places, strict=True)):
         for k, level in enumerate(levels):
             mine = trials[(trials["optimizer"] == name) & (trials["levels"] == level)]
-            _settings(figure, mine, k, len(levels) > 1, i == k == 0, scale, low, metric, place)
+            several = len(levels) > 1
+            _settings(figure, mine, k, several, i == k == 0, scale, low, log, metric, place)
     figure.update_xaxes(type="log", dtick=1, exponentformat="power", showexponent="all")
     if percent:
         figure.update_yaxes(range=[low, 101], ticksuffix=" %")
+    if log:
+        top = math.log10(1.5 * max(values.max(), trials["high"].max()))
+        figure.update_yaxes(type="log", range=[math.log10(low), top], exponentformat="power")
     rows = _rows(names)
     figure.update_xaxes(title_text="learning rate", row=rows)
     figure.update_yaxes(title_text=f"test {metric}", col=1)
@@ -67,6 +75,7 @@ def _settings(
     first: bool,
     scale: int,
     low: float,
+    log: bool,
     metric: str,
     place: dict[str, int],
 ) -> None:
@@ -78,7 +87,8 @@ def _settings(
         y=scale * drawn["test_metric"],
         error_y={
             "array": scale * (drawn["high"] - drawn["test_metric"]),
-            "arrayminus": scale * (drawn["test_metric"] - drawn["low"]),
+            "arrayminus": scale * drawn["test_metric"]
+            - (scale * drawn["low"]).clip(lower=low if log else None),
             "thickness": 1,
             "width": 3,
         },
@@ -111,7 +121,7 @@ def _settings(
     figure.add_scatter(
         x=failed["lr"],
         # One above the other, or the marks of several levels would hide each other.
-        y=[low + (3 * k if scale == 100 else 0)] * len(failed),
+        y=[low * 1.15**k if log else low + (3 * k if scale == 100 else 0)] * len(failed),
         mode="markers",
         marker={"symbol": "x", "size": 8, "color": "#c1121f"},
         name="some or all seeds diverged",
@@ -125,11 +135,13 @@ def _settings(
     )
 
 
-def _floor(trials: pd.DataFrame, percent: bool) -> float:
+def _floor(trials: pd.DataFrame, percent: bool, log: bool) -> float:
     """Where the marks of diverged settings stand: on the ground."""
+    values = trials["test_metric"]
+    if log:
+        return 0.6 * float(values.min())
     if percent:
         return 0.0
-    values = trials["test_metric"]
     return 0.0 if values.isna().all() else min(0.0, float(values.min()))
 
 

@@ -15,8 +15,8 @@ _RIGHT = (2, 4, 5, 7)
 # Columns that give way to long names, the first of them first.
 _SUMMARY_YIELDS = (6, 5, 4)
 _EFFECT_YIELDS = (
-    "best\nlr", "loss at\nstart", "epochs to\ntarget", "seconds to\ntarget", "parameters",
-    "seconds\na run", "diverged\nruns", "gradient\nnorm",
+    "best\nlr", "loss at\nstart", "diverged\nruns", "epochs to\ntarget", "seconds to\ntarget",
+    "seconds\na run", "parameters", "gradient\nnorm",
 )  # fmt: skip
 
 

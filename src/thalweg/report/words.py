@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -74,7 +75,7 @@ def columns(result: StudyResult) -> list[Column]:
             "an end of the rates tried.",
         ),
         Column(
-            f"test {metric}\n(95 % interval)",
+            f"{fill(f'test {metric}', 20)}\n(95 % interval)",
             f"test {metric}, mean and 95 % interval",
             "Result of that rate on test data at the end of training, over seeds.",
         ),
@@ -153,7 +154,7 @@ def _effect_cells(result: StudyResult, factor: Factor) -> list[tuple[Column, lis
         (Column(factor.name, factor.name, "The level."), [row["level"] for row in rows]),
         (
             Column(
-                f"test {metric}\n(95 % interval)",
+                f"{fill(f'test {metric}', 20)}\n(95 % interval)",
                 f"test {metric}, mean and 95 % interval",
                 "At the arm's best learning rate, over seeds.",
             ),
