@@ -55,7 +55,7 @@ def test_json_is_all_there_is_on_standard_output(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mnist"], "TASK: there is no task 'mnist'; there are digits"),
+        (["minst"], "TASK: there is no task 'minst'; there are digits"),
         (["digits", "--optimizers", "adam,adamm"], "--optimizers: there is no 'adamm'; choose"),
         (["digits", "--lr", "1:2"], "--lr: '1:2' is no range"),
         (["digits", "--lr", "-1"], "--lr: must be above 0, got '-1'"),

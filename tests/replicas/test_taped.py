@@ -544,6 +544,6 @@ def test_a_target_outside_of_the_classes(target: int, taped_epochs: list[bool]) 
 
 
 @pytest.mark.parametrize("place", [0, 90], ids=["in the probe", "in training"])
-def test_a_study_of_it_raises_the_same(place: int) -> None:
-    with pytest.raises(IndexError, match=r"(no index into|out of bounds)"):
+def test_a_study_of_it_says_so_before_it_trains(place: int) -> None:
+    with pytest.raises(thalweg.StudyError, match=r"targets .* go up to 7, .* has 3 outputs"):
         thalweg.study(wrong(place), ["sgd"], lr=[0.01, 0.1], seeds=2, epochs=1)

@@ -136,7 +136,7 @@ def test_the_command(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "mine is ready to be studied." in done.stdout
     done = run("mine.py:broken", "--json")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert json.loads(done.stdout)["findings"][-1]["status"] == "fail"
     assert "mine.py:5" in done.stdout
     done = run("mine.py:raising")

@@ -158,7 +158,7 @@ def test_idx_files_that_are_none(tmp_path, content, words):
     with pytest.raises(TaskError, match=words) as raised:
         read_idx(path, 3)
     assert str(path) in str(raised.value)
-    assert raised.value.argument == "data"
+    assert raised.value.argument == "folder"
 
 
 @pytest.mark.parametrize("damage", ["cut", "turned", "other"])
@@ -331,14 +331,18 @@ def test_constant_channels_are_left_at_zero(tmp_path):
 @pytest.mark.parametrize(
     ("options", "argument", "words"),
     [
-        ({"name": "minst"}, "data", "choose from mnist, fashion_mnist, cifar10"),
+        ({"name": "minst"}, "name", "choose from mnist, fashion_mnist, cifar10"),
         ({"network": "vgg"}, "network", "choose from cnn, resnet, mlp"),
         ({"validation": 0.0}, "validation", "a share between 0 and 1, got 0.0"),
         ({"validation": 1.5}, "validation", "a share between 0 and 1"),
         ({"validation": 0.01}, "validation", "0.01 of 120 images cannot be taken by class"),
-        ({"name": "fashion_mnist"}, "data", r"train-images-idx3-ubyte \(nor .*gz\); nothing is do"),
-        ({"name": "cifar10"}, "data", r"cifar-10-batches-py/data_batch_1 \(nor .*batch_1.bin\)"),
-        ({"folder": "/nowhere"}, "data", "/nowhere/MNIST/raw/train-images-idx3-ubyte"),
+        (
+            {"name": "fashion_mnist"},
+            "folder",
+            r"train-images-idx3-ubyte \(nor .*gz\); nothing is do",
+        ),
+        ({"name": "cifar10"}, "folder", r"cifar-10-batches-py/data_batch_1 \(nor .*batch_1.bin\)"),
+        ({"folder": "/nowhere"}, "folder", "/nowhere/MNIST/raw/train-images-idx3-ubyte"),
     ],
 )
 def test_what_cannot_be_loaded(mnist, options, argument, words):

@@ -352,7 +352,9 @@ def test_a_study_of_shapes_that_do_not_fit_says_so() -> None:
 
     task = load("diabetes")
     flattened = replace(task, model=lambda: nn.Sequential(task.model(), nn.Flatten(0)))
-    with pytest.raises(TaskError, match=r"targets \(32, 1\)"):
+    with pytest.raises(
+        thalweg.StudyError, match=r"the outputs are \(32,\) and the targets \(32, 1\)"
+    ):
         thalweg.study(flattened, ["sgd"], lr=[0.1], seeds=1, epochs=1)
 
 

@@ -198,11 +198,11 @@ def test_what_is_sound_passes(options):
         ),
         (
             {"train": (X, NUMBERS), "model": linear(1)},
-            r"outputs are \(32, 1\) and the targets \(32,\), so that mse compares every output "
-            r"with every target; give y\.unsqueeze\(1\)",
+            r"mse compares outputs with targets of the same shape; the outputs are \(32, 1\) and "
+            r"the targets \(32,\): give targets\.unsqueeze\(-1\)",
             "",
         ),
-        ({"train": (X, CLASSES * 1.0), "loss": "cross_entropy"}, r"give y\.astype\('int64'\)", ""),
+        ({"train": (X, CLASSES * 1.0), "loss": F.cross_entropy}, r"give y\.astype\('int64'\)", ""),
         ({"train": (torch.tensor(X), CLASSES)}, r"float64, while the weights are float32", ""),
         ({"train": ((9 * X).astype(int), CLASSES)}, r"give x\.float\(\)", ""),
         ({"model": lambda: nn.Embedding(5, 3)}, r"an embedding takes integers", ""),

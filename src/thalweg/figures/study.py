@@ -33,7 +33,7 @@ def metric_against_lr(trials: pd.DataFrame, metric: str, percent: bool) -> go.Fi
     scale = 100 if percent else 1
     values = trials["test_metric"]
     # Errors of settings that fail are many times those that matter, which a straight axis crushes.
-    log = not percent and bool((values.dropna() > 0).all()) and values.max() > WIDE * values.min()
+    log = not percent and _wide(values.dropna())
     low = scale * _floor(trials, percent, log)
     if len(levels) > 1:
         _level_legend(figure, levels)
@@ -133,6 +133,10 @@ def _settings(
         cliponaxis=False,
         **place,
     )
+
+
+def _wide(values: "pd.Series[float]") -> bool:
+    return bool((values > 0).all() and values.max() > WIDE * values.min())
 
 
 def _floor(trials: pd.DataFrame, percent: bool, log: bool) -> float:

@@ -345,6 +345,8 @@ def _loss(task: Task, module: nn.Module, outputs: Any, y: Batch) -> Tensor:
     made = _from(defined(of))
     try:
         loss = of(outputs, y)
+    except TaskError as error:
+        _refuse(error.problem, error)
     except Exception as error:
         _refuse_classes(task, outputs, y)
         _refuse_types(task, outputs, y)
