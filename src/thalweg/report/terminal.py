@@ -10,10 +10,10 @@ from thalweg.studies import Factor, StudyResult
 
 __all__ = ["effect_table", "summary_table"]
 
-_RANGE = 6
-_RIGHT = (2, 4, 5, 7)
+_RANGE = "good lr\nrange"
+_LEFT = 3  # the first columns of the summary that are words, but for the learning rate
 # Columns that give way to long names, the first of them first.
-_SUMMARY_YIELDS = (6, 5, 4)
+_SUMMARY_YIELDS = (_RANGE, "seconds to\ntarget", "epochs to\ntarget")
 _EFFECT_YIELDS = (
     "best\nlr", "loss at\nstart", "diverged\nruns", "epochs to\ntarget", "seconds to\ntarget",
     "seconds\na run", "parameters", "gradient\nnorm",
@@ -27,11 +27,17 @@ def summary_table(result: StudyResult, width: int = 100) -> Table:
         result: of the study.
         width: of the terminal; with optimizers alone 80 are enough.
     """
-    rows = summary_rows(result)
-    for row in rows:
-        row[_RANGE] = row[_RANGE].split(" ")[0]  # there is room for the factor alone
-    yields = _SUMMARY_YIELDS if result.spec.varied else ()
-    return _table(columns(result), rows, _RIGHT, yields, width)
+    heads, rows = columns(result), summary_rows(result)
+    places = _places(heads)
+    for row in rows:  # there is room for the factor alone
+        row[places[_RANGE]] = row[places[_RANGE]].split(" ")[0]
+    yields = [places[n] for n in _SUMMARY_YIELDS if n in places and result.spec.varied]
+    right = [i for n, i in places.items() if n == "best\nlr" or (i > _LEFT and n != _RANGE)]
+    return _table(heads, rows, right, yields, width)
+
+
+def _places(heads: Sequence[Column]) -> dict[str, int]:
+    return {head.short: i for i, head in enumerate(heads)}
 
 
 def effect_table(result: StudyResult, factor: Factor, width: int = 100) -> Table:
@@ -43,7 +49,7 @@ def effect_table(result: StudyResult, factor: Factor, width: int = 100) -> Table
         width: of the terminal.
     """
     heads = effect_columns(result, factor)
-    places = {head.short: i for i, head in enumerate(heads)}
+    places = _places(heads)
     yields = [places[name] for name in _EFFECT_YIELDS if name in places]
     return _table(heads, effect_rows(result, factor), range(4, len(heads)), yields, width)
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -19,6 +19,8 @@ __all__ = [
     "summary_rows",
     "target_text",
 ]
+
+_Cell = TypeVar("_Cell")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def columns(result: StudyResult) -> list[Column]:
             f"What is compared: an optimizer with its {' and '.join(varied)}, at a learning rate "
             f"tuned for them.",
         )
-    return [
+    found = [
         Column("", "place", f"Order of test results; = marks {arms} tied with the first."),
         what,
         Column(
@@ -96,6 +98,12 @@ def columns(result: StudyResult) -> list[Column]:
         ),
         Column("diverged\nruns", "diverged runs", "Runs whose loss blew up, of all runs."),
     ]
+    return _of_target(result, found)
+
+
+def _of_target(result: StudyResult, columns: list[_Cell]) -> list[_Cell]:
+    """All columns, or those that are left where there is no target."""
+    return columns if result.spec.target is not None else columns[:4] + columns[6:]
 
 
 def summary_rows(result: StudyResult) -> list[list[str]]:
@@ -107,7 +115,7 @@ def _row(result: StudyResult, i: int, row: "pd.Series[Any]") -> list[str]:
     found = not math.isnan(row["test_metric"])
     place = "–" if not found else "1=" if row["tied"] else str(i + 1)
     plus = "+" * bool(row["lr_clipped"])
-    return [
+    cells = [
         place,
         row["arm"],
         number(row["lr"]) + "*" * bool(row["edge"]) if found else "–",
@@ -119,6 +127,7 @@ def _row(result: StudyResult, i: int, row: "pd.Series[Any]") -> list[str]:
         else "–",
         f"{row['diverged']} of {row['runs']}",
     ]
+    return _of_target(result, cells)
 
 
 def effect_columns(result: StudyResult, factor: Factor) -> list[Column]:
