@@ -76,14 +76,19 @@ def test_json_is_all_there_is_on_standard_output(tmp_path):
         ([], "Missing argument"),
     ],
 )
-def test_bad_values_get_one_line_and_exit_code_2(arguments, message, tmp_path):
-    done = thalweg("study", *arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.startswith("thalweg: ")
+def test_bad_values_get_one_line_and_exit_code_2(arguments, message, here, run):
+    code, out, error = run("study", *arguments)
+    assert (code, out) == (2, "")
+    assert error.startswith("thalweg: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(here.iterdir()) == []
+
+
+def test_a_bad_value_in_a_process_of_its_own(tmp_path):
+    done = thalweg("study", "digits", "--nonsense", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert message in done.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_that_cannot_be_written_loses_nothing(tmp_path):

@@ -14,28 +14,7 @@ import pandas as pd
 import pytest
 from sklearn import datasets
 
-from thalweg.cli import main
-
 QUICK = ["--optimizers", "adam,sgd", "--lr", "0.003,0.03", "--seeds", "2", "--epochs", "3"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def thalweg(here, capsys):
-    """Run the command; exit code, standard output, standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        out, error = capsys.readouterr()
-        return end.value.code, out, error
-
-    return run
 
 
 def iris(path):
@@ -48,9 +27,9 @@ def iris(path):
     return frame
 
 
-def test_from_a_table_to_predictions(here, thalweg):
+def test_from_a_table_to_predictions(here, run):
     frame = iris(here / "iris.csv")
-    code, out, error = thalweg("study", "iris.csv", "--target", "species", *QUICK)
+    code, out, error = run("study", "iris.csv", "--target", "species", *QUICK)
     assert code == 0, error
     # The types are shown, so that a person can correct them.
     for column in frame:
@@ -64,7 +43,7 @@ def test_from_a_table_to_predictions(here, thalweg):
     ]
     new = frame.drop(columns="species").iloc[[0, 60, 140], ::-1]
     new.to_csv("new.csv", index=False)
-    code, out, error = thalweg("predict", "iris", "new.csv")
+    code, out, error = run("predict", "iris", "new.csv")
     assert code == 0, error
     said = list(csv.DictReader(out.splitlines()))
     assert [row["prediction"] for row in said] == ["setosa", "versicolor", "virginica"]
@@ -72,21 +51,21 @@ def test_from_a_table_to_predictions(here, thalweg):
         shares = [float(v) for k, v in row.items() if k.startswith("probability of ")]
         assert len(shares) == 3
         assert sum(shares) == pytest.approx(1, abs=1e-5)
-    code, out, _ = thalweg("predict", "thalweg-iris.model", "new.csv", "--out", "deep/said.csv")
+    code, out, _ = run("predict", "thalweg-iris.model", "new.csv", "--out", "deep/said.csv")
     assert (code, out) == (0, "Predictions: deep/said.csv\n")
     assert list(pd.read_csv("deep/said.csv")["prediction"]) == [r["prediction"] for r in said]
 
 
-def test_numbers_are_predicted_in_their_own_units(here, thalweg):
+def test_numbers_are_predicted_in_their_own_units(here, run):
     frame = datasets.load_diabetes(as_frame=True, scaled=False).frame
     frame.to_parquet("d.parquet")
-    code, out, error = thalweg(
+    code, out, error = run(
         "study", "d.parquet", "--target", "target", *QUICK[:-1], "20", "--hidden", "16", "--json"
     )
     assert code == 0, error
     found = json.loads(out)
     assert found["task"]["parameters"] == 10 * 16 + 16 + 16 + 1
-    code, out, _ = thalweg("predict", "d", "d.parquet")
+    code, out, _ = run("predict", "d", "d.parquet")
     predicted = pd.read_csv(pd.io.common.StringIO(out))["prediction"]
     assert np.corrcoef(predicted, frame["target"])[0, 1] > 0.6
     assert 100 < predicted.mean() < 200  # the mean of what was measured is 152
@@ -109,9 +88,9 @@ def task():
 """
 
 
-def test_a_persons_module(here, thalweg):
+def test_a_persons_module(here, run):
     (here / "mine.py").write_text(MODULE)
-    code, out, error = thalweg("study", "mine.py:task", *QUICK, "--losses", "cross_entropy,mse")
+    code, out, error = run("study", "mine.py:task", *QUICK, "--losses", "cross_entropy,mse")
     assert code == 0, error
     assert "Report: thalweg-mine.html" in out
     assert "mse" in out
@@ -121,23 +100,23 @@ def test_a_persons_module(here, thalweg):
             "cross_entropy": 8,
             "mse": 8,
         }
-    code, out, error = thalweg("check", "mine.py:task")
+    code, out, error = run("check", "mine.py:task")
     assert code == 0, error
     assert "58" in out  # parameters: 4 x 8 + 8 + 8 x 2 + 2
 
 
-def test_arrays(here, thalweg):
+def test_arrays(here, run):
     x, y = datasets.load_wine(return_X_y=True)
     np.savez("wine.npz", x=x, y=y)
-    code, out, error = thalweg("study", "wine.npz", *QUICK)
+    code, out, error = run("study", "wine.npz", *QUICK)
     assert code == 0, error
     assert "Report: thalweg-wine.html" in out
 
 
-def test_two_encodings_of_the_same_column(here, thalweg):
+def test_two_encodings_of_the_same_column(here, run):
     frame = iris(here / "iris.csv")
     assert frame["width"].nunique() == 2
-    code, out, error = thalweg(
+    code, out, error = run(
         "study",
         "iris.csv",
         "--target",
@@ -308,10 +287,10 @@ TABLES = {
 
 
 @pytest.mark.parametrize("case", TABLES)
-def test_a_table_that_cannot_be_used(case, here, thalweg):
+def test_a_table_that_cannot_be_used(case, here, run):
     name, content, options, said = TABLES[case]
     (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    refused(thalweg("study", name, *options, *QUICK[2:]), said)
+    refused(run("study", name, *options, *QUICK[2:]), said)
     assert [p.name for p in here.iterdir()] == [name]
 
 
@@ -373,7 +352,7 @@ MODULES = {
 
 @pytest.mark.parametrize("command", ["study", "check"])
 @pytest.mark.parametrize("case", MODULES)
-def test_a_module_that_cannot_be_used(case, command, here, thalweg):
+def test_a_module_that_cannot_be_used(case, command, here, run):
     (old, new), said = MODULES[case]
     assert old in MODULE
     source = MODULE.replace(old, new)
@@ -381,7 +360,7 @@ def test_a_module_that_cannot_be_used(case, command, here, thalweg):
     if "# here" in source:
         line = next(i for i, text in enumerate(source.splitlines(), 1) if "# here" in text)
         said = [*said, f"mine.py:{line}"]
-    code, out, error = thalweg(command, "mine.py:task")
+    code, out, error = run(command, "mine.py:task")
     if command == "check" and not error:  # that lists what it found, on standard output
         assert "fail" in out
         out, error = "", "thalweg: " + " ".join(out.split())
@@ -399,28 +378,28 @@ def test_a_module_that_cannot_be_used(case, command, here, thalweg):
         ("digitz", ["'digitz'", "digits"]),
     ],
 )
-def test_a_task_that_is_not_there(name, said, here, thalweg):
-    refused(thalweg("study", name, "--target", "0.5"), said)
+def test_a_task_that_is_not_there(name, said, here, run):
+    refused(run("study", name, "--target", "0.5"), said)
     assert list(here.iterdir()) == []
 
 
-def test_options_of_tables_are_for_tables(here, thalweg):
-    refused(thalweg("study", "digits", "--nominal", "color"), ["--nominal", "a table", "'digits'"])
-    refused(thalweg("study", "digits", "--network", "cnn"), ["--network", "images"])
-    refused(thalweg("study", "digits", "--target", "price"), ["--target", "'price'"])
-    refused(thalweg("study", "digits", "--model", "a.model"), ["--model", "a table"])
+def test_options_of_tables_are_for_tables(here, run):
+    refused(run("study", "digits", "--nominal", "color"), ["--nominal", "a table", "'digits'"])
+    refused(run("study", "digits", "--network", "cnn"), ["--network", "images"])
+    refused(run("study", "digits", "--target", "price"), ["--target", "'price'"])
+    refused(run("study", "digits", "--model", "a.model"), ["--model", "a table"])
 
 
-def test_predictions_that_cannot_be_had(here, thalweg):
+def test_predictions_that_cannot_be_had(here, run):
     frame = iris(here / "iris.csv")
-    thalweg("study", "iris.csv", "--target", "species", *QUICK)
+    run("study", "iris.csv", "--target", "species", *QUICK)
     frame.drop(columns=["sepal width", "species"]).to_csv("few.csv", index=False)
-    refused(thalweg("predict", "iris", "few.csv"), ["few.csv", "'sepal width'"])
-    refused(thalweg("predict", "nothing", "iris.csv"), ["MODEL", "nothing"])
-    refused(thalweg("predict", "iris.csv", "iris.csv"), ["MODEL", "iris.csv"])
-    refused(thalweg("predict", "iris", "nowhere.csv"), ["nowhere.csv"])
+    refused(run("predict", "iris", "few.csv"), ["few.csv", "'sepal width'"])
+    refused(run("predict", "nothing", "iris.csv"), ["MODEL", "nothing"])
+    refused(run("predict", "iris.csv", "iris.csv"), ["MODEL", "iris.csv"])
+    refused(run("predict", "iris", "nowhere.csv"), ["nowhere.csv"])
     (here / "bad.model").write_bytes((here / "thalweg-iris.model").read_bytes()[:1000])
-    refused(thalweg("predict", "bad.model", "iris.csv"), ["MODEL", "bad.model"])
+    refused(run("predict", "bad.model", "iris.csv"), ["MODEL", "bad.model"])
     with gzip.open("evil.model", "wb") as file:
         pickle.dump(frame, file)
-    refused(thalweg("predict", "evil.model", "iris.csv"), ["MODEL", "evil.model"])
+    refused(run("predict", "evil.model", "iris.csv"), ["MODEL", "evil.model"])
