@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thalweg import optim
+    from thalweg import optim, schedules
+    from thalweg.schedules import ScheduleError
     from thalweg.studies import Check, StudyError, StudyResult, check, study
     from thalweg.tasks import Loss, Metric, Split, Task, TaskError
     from thalweg.tasks.images import images
@@ -19,6 +20,7 @@ __all__ = [
     "Loss",
     "Metric",
     "Predictor",
+    "ScheduleError",
     "Split",
     "StudyError",
     "StudyResult",
@@ -28,6 +30,7 @@ __all__ = [
     "check",
     "images",
     "optim",
+    "schedules",
     "study",
     "table",
 ]
@@ -37,12 +40,13 @@ _HOMES = {
     **dict.fromkeys(("Loss", "Metric", "Split", "Task", "TaskError"), "thalweg.tasks"),
     **dict.fromkeys(("Predictor", "TableTask", "table"), "thalweg.tasks.tables"),
     "images": "thalweg.tasks.images",
+    "ScheduleError": "thalweg.schedules",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name == "optim":
-        return import_module("thalweg.optim")
+    if name in ("optim", "schedules"):
+        return import_module(f"thalweg.{name}")
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

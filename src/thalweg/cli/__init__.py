@@ -11,6 +11,7 @@ from thalweg import __version__
 from thalweg.cli.check import check
 from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
+from thalweg.cli.schedules import schedules
 from thalweg.cli.study import study
 
 __all__ = ["app", "main"]
@@ -26,6 +27,7 @@ app.command("study")(study)
 app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)
+app.command("schedules")(schedules)
 
 
 def _version(asked: bool | None) -> None:

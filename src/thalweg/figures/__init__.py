@@ -1,6 +1,15 @@
 """Every picture, as functions: data frame in, plotly figure out; nothing computes here."""
 
+from thalweg.figures.schedules import schedule_lines, schedules
 from thalweg.figures.study import effect, learning_curves, metric_against_lr, time_to_target
 from thalweg.figures.style import number
 
-__all__ = ["effect", "learning_curves", "metric_against_lr", "number", "time_to_target"]
+__all__ = [
+    "effect",
+    "learning_curves",
+    "metric_against_lr",
+    "number",
+    "schedule_lines",
+    "schedules",
+    "time_to_target",
+]

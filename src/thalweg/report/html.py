@@ -11,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from thalweg.figures import effect, learning_curves, metric_against_lr, number, time_to_target
+from thalweg.figures.html import embed
 from thalweg.files import whole
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.report.words import (
@@ -24,8 +25,6 @@ from thalweg.report.words import (
 from thalweg.studies import StudyResult
 
 __all__ = ["figures", "result_html", "write"]
-
-_CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 
 
 def figures(result: StudyResult) -> dict[str, go.Figure]:
@@ -69,7 +68,7 @@ def write(result: StudyResult, path: str | Path) -> Path:
         "report.html",
         result=result,
         target=target_text(result),
-        figures={name: _embed(figure, name) for name, figure in figures(result).items()},
+        figures={name: embed(figure, name) for name, figure in figures(result).items()},
         plotly=Markup(get_plotlyjs()),
         runs=_runs(result),
         metric_text=lambda value: metric_text(result, value),
@@ -101,18 +100,6 @@ def _render(template: str, result: StudyResult, **values: Any) -> str:
     )
     return environment.get_template(template).render(
         result=result, columns=columns(result), rows=summary_rows(result), **values
-    )
-
-
-def _embed(figure: go.Figure, name: str) -> Markup:
-    return Markup(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            config=_CONFIG,
-            default_width="100%",
-            div_id=name,
-        )
     )
 
 

@@ -1,0 +1,129 @@
+"""``thalweg schedules``."""
+
+import json as jsons
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from thalweg.schedules import Schedule
+
+__all__ = ["schedules"]
+
+COMPOSED = "warmup+cosine"  # stands for all that can be put together
+
+
+def schedules(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Those to draw in one panel: cosine, step:size=100:gamma=0.5, "
+            "warmup:steps=10%+cosine. By default all, a panel each.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the training.")] = 300,
+    steps_per_epoch: Annotated[
+        int, typer.Option(help="For what is typed in epochs: step:size=2e, exp:gamma=0.9:by=epoch.")
+    ] = 30,
+    lr: Annotated[float, typer.Option(help="Base learning rate, which a schedule scales.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="The figure.")] = Path("thalweg-schedules.html"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the rates as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Draw learning-rate schedules over a training, and print what they are."""
+    from thalweg.schedules import SCHEDULES, ScheduleError, parse
+
+    if not (math.isfinite(lr) and lr > 0):
+        raise typer.BadParameter(f"must be a number above 0, got {lr:g}", param_hint="--lr")
+    if out.is_dir():
+        raise typer.BadParameter(f"{out} is a folder; give the path of a file", param_hint="--out")
+    try:
+        chosen = {
+            name: parse(name, steps, steps_per_epoch) for name in names or (*SCHEDULES, COMPOSED)
+        }
+        rates = {name: lr * schedule(range(steps)) for name, schedule in chosen.items()}
+    except ScheduleError as error:
+        hint = f"--{error.argument.replace('_', '-')}"
+        if error.argument not in ("steps", "steps_per_epoch"):
+            hint = "NAMES"
+        raise typer.BadParameter(error.problem, param_hint=hint) from None
+    _draw(chosen, bool(names), steps, lr, out)
+    if json:
+        rows = [
+            {"name": name, "schedule": schedule.text, "meaning": _meaning(name)}
+            | {"lr": rates[name].tolist()}
+            for name, schedule in chosen.items()
+        ]
+        sys.stdout.write(jsons.dumps(rows) + "\n")
+    else:
+        _table(chosen, rates, steps)
+    typer.echo(f"Figure: {out}", err=json)
+
+
+def _draw(chosen: "dict[str, Schedule]", together: bool, steps: int, lr: float, out: Path) -> None:
+    from thalweg.figures.html import page
+    from thalweg.figures.schedules import schedule_lines
+    from thalweg.figures.schedules import schedules as side_by_side
+    from thalweg.files import whole
+    from thalweg.schedules import frame
+
+    factors = frame(chosen, steps)
+    figure = schedule_lines(factors, lr) if together else side_by_side(factors, lr)
+    caption = (
+        f"The rate at each of the {steps:,} steps of a training, for a base learning rate of "
+        f"{lr:g}."
+    )
+    try:
+        with whole(out) as file:
+            file.write_text(page("Learning-rate schedules", caption, figure), encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{out} cannot be written: {error.strerror}", param_hint="--out"
+        ) from None
+
+
+def _meaning(name: str) -> str:
+    from thalweg.schedules import SCHEDULES
+
+    return SCHEDULES[name].meaning if name in SCHEDULES else ""
+
+
+def _table(chosen: "dict[str, Schedule]", rates: dict[str, Any], steps: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from thalweg.figures import number
+    from thalweg.schedules import SCHEDULES
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", overflow="fold")
+    table.add_column("what, with its parameters", overflow="fold")
+    for column in ("first", "middle", "last"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, schedule in chosen.items():
+        what = Text(_meaning(name) or schedule.text)
+        if name in SCHEDULES and (filled := SCHEDULES[name].filled(steps)):
+            given = ", ".join(
+                f"{key}={value if isinstance(value, str) else typed(value)}"
+                for key, value in filled.items()
+            )
+            what.append(f"\n{given}", style="dim")
+        mine = rates[name]
+        at = (0, len(mine) // 2, -1)
+        table.add_row(Text(name), what, *(number(float(mine[i])) for i in at))
+    Console().print(table)
+
+
+def _typed(value: Any) -> str:
+    """As the command line takes it."""
+    from thalweg.schedules.schedule import typed
+
+    if isinstance(value, list):
+        return "/".join(map(_typed, value))
+    return value if isinstance(value, str) else typed(value).lower()
