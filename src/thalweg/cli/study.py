@@ -46,7 +46,18 @@ def study(
         int | None, typer.Option(help="Steps of every run, instead of --epochs.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step. By default the task's, mostly 32.")
+        str | None,
+        typer.Option(
+            help="Samples a step; several to compare them: 16,64,256. By default the task's, "
+            "mostly 32."
+        ),
+    ] = None,
+    schedules: Annotated[
+        str | None,
+        typer.Option(
+            help="Schedules of the learning rate to compare: fixed,cosine,step:gamma=0.5; `thalweg "
+            "schedules` shows them. By default a fixed rate."
+        ),
     ] = None,
     losses: Annotated[
         str | None,
@@ -128,6 +139,7 @@ def study(
                     steps=steps,
                     batch_size=batch_size,
                     losses=losses,
+                    schedules=schedules,
                     target=goal,
                     patience=patience,
                     name=name,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -330,6 +331,7 @@ def effect(effects: pd.DataFrame, metric: str, percent: bool, *, start: bool = F
     levels = list(dict.fromkeys(effects["level"]))
     contexts = list(dict.fromkeys(effects["context"]))
     name = effects["factor"].iloc[0]
+    places = _level_places(effects, name)
     columns = 2 if start else 1
     figure = make_subplots(
         rows=1,
@@ -346,7 +348,7 @@ def effect(effects: pd.DataFrame, metric: str, percent: bool, *, start: bool = F
         k = patterns.setdefault(context.partition(", ")[2], len(patterns))
         figure.add_scatter(
             # Side by side, so that no interval hides another.
-            x=[levels.index(n) + _aside(i, len(contexts)) for n in mine["level"]],
+            x=[places[n] + _aside(i, len(contexts)) for n in mine["level"]],
             y=scale * mine["test_metric"],
             error_y={
                 "array": scale * (mine["high"] - mine["test_metric"]),
@@ -369,25 +371,27 @@ def effect(effects: pd.DataFrame, metric: str, percent: bool, *, start: bool = F
             row=1,
             col=1,
         )
-    ticks = {"tickmode": "array", "tickvals": list(range(len(levels))), "ticktext": levels}
-    figure.update_xaxes(title_text=name, range=[-0.5, len(levels) - 0.5], **ticks)
+    ticks = {"tickmode": "array", "tickvals": list(places.values()), "ticktext": levels}
+    figure.update_xaxes(
+        title_text=name.replace("_", " "), range=[-0.5, max(places.values()) + 0.5], **ticks
+    )
     figure.update_yaxes(title_text=f"test {metric}", col=1)
     if percent:
         figure.update_yaxes(ticksuffix=" %", col=1)
     if start:
-        _starts(figure, effects, levels, list(patterns))
+        _starts(figure, effects, places, list(patterns))
     return finish(figure, 380)
 
 
 def _starts(
-    figure: go.Figure, effects: pd.DataFrame, levels: Sequence[str], others: Sequence[str]
+    figure: go.Figure, effects: pd.DataFrame, places: Mapping[str, float], others: Sequence[str]
 ) -> None:
     """The gradient norms of all levels, beside the metric; the same for all optimizers."""
     for k, other in enumerate(others):
         mine = effects[effects["context"].str.partition(", ")[2] == other]
         mine = mine.drop_duplicates("level")
         figure.add_scatter(
-            x=[levels.index(n) + _aside(k, len(others)) for n in mine["level"]],
+            x=[places[n] + _aside(k, len(others)) for n in mine["level"]],
             y=mine["gradient_norm"],
             mode="markers+text",
             marker={"size": 9, "color": "#444444", "symbol": SYMBOLS[k % len(SYMBOLS)]},
@@ -409,6 +413,17 @@ def _starts(
         range=_decades(effects),
         col=2,
     )
+
+
+def _level_places(effects: pd.DataFrame, factor: str) -> dict[str, float]:
+    """Where levels stand: one after another, or if they are numbers by their logarithms."""
+    levels = effects.drop_duplicates("level")
+    values = levels[factor]
+    if len(levels) < 2 or not pd.api.types.is_numeric_dtype(values):
+        return {level: float(i) for i, level in enumerate(levels["level"])}
+    logs = [math.log(v) for v in values]
+    nearest = min(abs(b - a) for a, b in pairwise(sorted(logs)))
+    return {n: (v - min(logs)) / nearest for n, v in zip(levels["level"], logs, strict=True)}
 
 
 def _aside(i: int, count: int) -> float:

@@ -1,10 +1,10 @@
 """The training loop of a chunk: all its replicas from first step to last."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,11 +16,15 @@ from thalweg.replicas.program import Backend, Model, Program, build, stack
 from thalweg.replicas.update import Replica, Updates
 from thalweg.tasks import Batch, Split, Task
 
+if TYPE_CHECKING:
+    from thalweg.replicas.taped import TrainingTape
+
 __all__ = [
     "Budget",
     "Evaluation",
     "Programs",
     "RandomStream",
+    "Training",
     "piece",
     "probe",
     "step_seconds",
@@ -110,9 +114,10 @@ class _Batches:
         orders = [torch.randperm(len(self._split), generator=g)[:kept] for g in self._generators]
         self._order = torch.stack(orders).to(self._device)
 
-    def order(self) -> Tensor:
-        """Which samples each replica sees in the epoch: ``(replicas, samples)``, or one for all."""
-        return self._order if self.shared else self._order.index_select(0, self._owner)
+    def order(self, first: int, count: int) -> Tensor:
+        """Samples that each replica sees in some steps: ``(replicas, samples)``, or one for all."""
+        order = self._order[:, first * self.size : (first + count) * self.size]
+        return order if self.shared else order.index_select(0, self._owner)
 
     def __call__(self, i: int) -> tuple[Batch, Batch]:
         """Batch ``i`` of the epoch: ``(batch, *)`` if shared, else ``(replicas, batch, *)``."""
@@ -170,63 +175,33 @@ def train(
     Yields:
         An `Evaluation` after every epoch and after the last step.
     """
-    data = task.train.to(device)
+    training = Training(task, replicas, budget, backend, device, draw_seed, programs)
     validation, test = task.validation.to(device), task.test.to(device)
-    model, parameters, constants = stack(task, [r.seed for r in replicas], device)
-    updates = Updates(replicas, parameters)
-    batches = _Batches(data, [r.seed for r in replicas], budget)
-    samples = [t.contiguous() for t in data.tensors]
-    present = np.arange(len(replicas))  # who sits in which place of the stacks
-    alive = np.ones(len(replicas), dtype=bool)  # of the places
     limit: Array | None = None
-    seconds = np.zeros(len(replicas))
-    state = RandomStream(draw_seed)
-
-    def program() -> Program:
-        return _passes(task, model, parameters, constants, batches, backend, device, programs)
-
-    passes = program()
-    exact = passes.tape is not None and passes.tape.holds(samples)
     step = epoch = 0
-    while step < budget.steps and alive.any():
-        if epoch:
-            batches.shuffle()
+    while step < budget.steps and training.alive.any():
         epoch += 1
         count = min(budget.steps_per_epoch, budget.steps - step)
-        losses = torch.zeros((count, len(present)), device=device)
-        start, updating = perf_counter(), updates.seconds.sum()
-        line = passes.tape if exact and updates.taped else None
-        if line is not None:
-            updates.train(line, samples, batches.order(), losses)
-        with nullcontext() if passes.concurrent else state:
-            for i in range(count if line is None else 0):
-                moved = updates.look_ahead()
-                loss, gradients, constants = passes.step(parameters, constants, *batches(i))
-                updates.return_from(moved)
-                losses[i] = loss
-                updates.step(gradients)
-        seen = losses.double().cpu().numpy()
-        shared = perf_counter() - start - (updates.seconds.sum() - updating)
-        seconds[present[alive]] += shared / alive.sum()
+        seen = training.advance(count)
+        present, alive = training.present, training.alive
         if limit is None:
             limit = BLOW_UP * np.maximum(np.abs(np.nan_to_num(seen[0])), 1.0)
-        moved = updates.to_answers()
-        scores = _evaluate(passes, parameters, constants, validation)
-        bad = ~np.isfinite(seen) | (np.abs(seen) > limit)
+        last = step + count == budget.steps
+        nothing = np.full(len(present), np.nan)
+        with training.answers():
+            scores = training.evaluate(validation)
+            tested = training.evaluate(test) if last else (nothing, nothing)
+            weights = {
+                replica: training.tensors_of(place)
+                for place, replica in enumerate(present.tolist())
+                if last and replica in keep and alive[place]
+            }
+        bad = ~np.isfinite(seen) | (np.abs(seen) > limit[present])
         first = np.where(bad.any(0), bad.argmax(0) + 1, 0)
         # Weights that broke at the last step of the epoch show in validation alone.
         first = np.where((first == 0) & ~np.isfinite(scores[0]), count, first)
         first = np.where(first > 0, step + first, 0)
         step += count
-        last = step == budget.steps
-        nothing = np.full(len(present), np.nan)
-        tested = _evaluate(passes, parameters, constants, test) if last else (nothing, nothing)
-        weights = {
-            replica: model.tensors_of(place, parameters, constants)
-            for place, replica in enumerate(present.tolist())
-            if last and replica in keep and alive[place]
-        }
-        updates.return_from(moved)
         evaluation = Evaluation(
             step,
             epoch,
@@ -237,28 +212,166 @@ def train(
             scores[1][alive],
             tested[0][alive],
             tested[1][alive],
-            (seconds[present] + updates.seconds)[alive],
+            training.seconds[alive],
             weights,
         )
         stopped = np.isin(present, list(stop(evaluation)))
         yield evaluation
         gone = alive & ((first > 0) | stopped)
         if gone.any() and not last:
-            alive &= ~gone
-            updates.drop(np.flatnonzero(gone).tolist())
-            for p in parameters:
-                p[torch.as_tensor(gone, device=device)] = 0
-            # Compiled passes have a fixed shape: there an empty place costs less than compiling.
-            # On a tape it costs nothing.
-            if passes.backend == "eager" and line is None and 0 < alive.sum() <= len(alive) // 2:
-                keep = np.flatnonzero(alive).tolist()
-                seconds[present] += updates.seconds
-                parameters = [p[keep].contiguous() for p in parameters]
-                constants = [c[keep].contiguous() for c in constants]
-                updates.compact(keep, parameters)
-                batches.use([batches.owners[i] for i in keep])
-                present, limit, alive = present[keep], limit[keep], alive[keep]
-                passes = program()
+            training.drop(gone)
+
+
+class Training:
+    """Replicas in training, all of them at the same step.
+
+    A replica sits in a place of the stacks. One that is dropped leaves its place empty, until so
+    many are that moving the others together pays.
+
+    Args:
+        task: what is trained.
+        replicas: one or more; with the backend "one by one" exactly one.
+        budget: whose batches; training may go on beyond its steps.
+        backend: how passes run.
+        device: as torch names it.
+        draw_seed: of random numbers drawn while training (dropout).
+        programs: passes already built, to be used and added to.
+
+    Attributes:
+        passes: how a step runs.
+        present: which replica sits in each place.
+        alive: of the places, whose replica still trains.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        replicas: Sequence[Replica],
+        budget: Budget,
+        backend: Backend = "eager",
+        device: str = "cpu",
+        draw_seed: int = 0,
+        programs: Programs | None = None,
+    ) -> None:
+        data = task.train.to(device)
+        seeds = [r.seed for r in replicas]
+        self._task, self._budget, self._device = task, budget, device
+        self._backend, self._programs = backend, programs
+        self._model, self._parameters, self._constants = stack(task, seeds, device)
+        self._updates = Updates(replicas, self._parameters)
+        self._batches = _Batches(data, seeds, budget)
+        self._samples = [t.contiguous() for t in data.tensors]
+        self.present = np.arange(len(replicas))
+        self.alive = np.ones(len(replicas), dtype=bool)
+        self._seconds = np.zeros(len(replicas))
+        self._state = RandomStream(draw_seed)
+        self._done = 0  # of the epoch
+        self.passes = self._program()
+        self._exact = self.passes.tape is not None and self.passes.tape.holds(self._samples)
+
+    @property
+    def seconds(self) -> Array:
+        """Training time so far of the replica in each place (`Evaluation.seconds`)."""
+        return self._seconds[self.present] + self._updates.seconds
+
+    def advance(self, count: int) -> Array:
+        """Train some steps, over the ends of epochs.
+
+        Args:
+            count: of steps, at least 1.
+
+        Returns:
+            The losses of their batches, ``(count, places)``; 0 where nobody trains.
+        """
+        losses = torch.zeros((count, len(self.present)), device=self._device)
+        start, updating = perf_counter(), self._updates.seconds.sum()
+        done = 0
+        while done < count:
+            if self._done == self._budget.steps_per_epoch:
+                self._batches.shuffle()
+                self._done = 0
+            piece = min(count - done, self._budget.steps_per_epoch - self._done)
+            self._advance(losses[done : done + piece])
+            self._done += piece
+            done += piece
+        seen = losses.double().cpu().numpy()
+        shared = perf_counter() - start - (self._updates.seconds.sum() - updating)
+        self._seconds[self.present[self.alive]] += shared / self.alive.sum()
+        return seen
+
+    def _advance(self, losses: Tensor) -> None:
+        """Train on the next batches of the epoch, as many as there are losses to be written."""
+        line, updates, first = self._line, self._updates, self._done
+        if line is not None:
+            updates.train(line, self._samples, self._batches.order(first, len(losses)), losses)
+            return
+        with nullcontext() if self.passes.concurrent else self._state:
+            for i in range(len(losses)):
+                moved = updates.look_ahead()
+                loss, gradients, self._constants = self.passes.step(
+                    self._parameters, self._constants, *self._batches(first + i)
+                )
+                updates.return_from(moved)
+                losses[i] = loss
+                updates.step(gradients)
+
+    @property
+    def _line(self) -> "TrainingTape | None":
+        """The tape that whole epochs run on, if one can."""
+        return self.passes.tape if self._exact and self._updates.taped else None
+
+    @contextmanager
+    def answers(self) -> Iterator[None]:
+        """Have the weights to evaluate in place of those that are trained, where they differ."""
+        moved = self._updates.to_answers()
+        try:
+            yield
+        finally:
+            self._updates.return_from(moved)
+
+    def evaluate(self, split: Split) -> tuple[Array, Array]:
+        """Mean loss and metric of every place over a data set on the device, ``(places,)`` each."""
+        return _evaluate(self.passes, self._parameters, self._constants, split)
+
+    def tensors_of(self, place: int) -> dict[str, Tensor]:
+        """Copies of a replica's parameters and buffers, by name."""
+        return self._model.tensors_of(place, self._parameters, self._constants)
+
+    def drop(self, gone: NDArray[np.bool_]) -> None:
+        """Leave replicas out of all further steps; the others never notice.
+
+        Args:
+            gone: of the places, ``(places,)``.
+        """
+        line = self._line
+        self.alive &= ~gone
+        self._updates.drop(np.flatnonzero(gone).tolist())
+        for p in self._parameters:
+            p[torch.as_tensor(gone, device=self._device)] = 0
+        # Compiled passes have a fixed shape: there an empty place costs less than compiling. On a
+        # tape it costs nothing.
+        left, places = int(self.alive.sum()), len(self.alive)
+        if self.passes.backend == "eager" and line is None and 0 < left <= places // 2:
+            keep = np.flatnonzero(self.alive).tolist()
+            self._seconds[self.present] += self._updates.seconds
+            self._parameters = [p[keep].contiguous() for p in self._parameters]
+            self._constants = [c[keep].contiguous() for c in self._constants]
+            self._updates.compact(keep, self._parameters)
+            self._batches.use([self._batches.owners[i] for i in keep])
+            self.present, self.alive = self.present[keep], self.alive[keep]
+            self.passes = self._program()
+
+    def _program(self) -> Program:
+        return _passes(
+            self._task,
+            self._model,
+            self._parameters,
+            self._constants,
+            self._batches,
+            self._backend,
+            self._device,
+            self._programs,
+        )
 
 
 def step_seconds(

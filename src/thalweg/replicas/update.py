@@ -1,9 +1,9 @@
 """One optimizer step of every replica of a chunk, each by its own rule and coefficients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,13 @@ from thalweg.replicas.taped import TrainingTape
 from thalweg.rules import Rule
 from thalweg.rules.rule import HEAD
 
-__all__ = ["Replica", "Updates"]
+__all__ = ["Factors", "Replica", "Updates"]
+
+Factors: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+
+# Steps whose coefficients are found at once where learning rates follow a schedule: one step at a
+# time they cost as much as a small network's passes.
+AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,14 @@ class Replica:
         rule: its update rule.
         hyper: complete hyperparameters (`Rule.complete`).
         seed: of its initial weights and the order of its batches.
+        schedule: from steps done, ``(n,)`` from 0, to factors on the learning rate, ``(n,)``; None
+            for a rate that stays.
     """
 
     rule: Rule
     hyper: Mapping[str, Any]
     seed: int
+    schedule: Factors | None = None
 
 
 class Updates:
@@ -60,10 +69,10 @@ class Updates:
         self._groups: list[_Group] = []
         for rule, members in by_rule.items():
             group = _KernelGroup if same and not rule.whole else _TensorGroup
-            hypers = [replicas[i].hyper for i in members]
+            followers = [replicas[i] for i in members]
             # All that follow a rule do so with parameters of the same shapes.
             places = next(iter(members.values()))
-            self._groups.append(group(rule, list(members), hypers, self._parameters, places))
+            self._groups.append(group(rule, list(members), followers, self._parameters, places))
         self._norms = [r.hyper["clip_norm"] for r in replicas]
         self.seconds = np.zeros(len(replicas))
 
@@ -175,7 +184,7 @@ class _Group:
         self,
         rule: Rule,
         members: list[int],
-        hypers: list[Mapping[str, Any]],
+        replicas: Sequence[Replica],
         parameters: Sequence[Tensor],
         places: list[int],
     ) -> None:
@@ -183,10 +192,16 @@ class _Group:
         self.members = members
         self.places = places
         self.alive = np.asarray(members)
-        self._hypers = hypers
+        self._replicas = list(replicas)
+        self._hypers = hypers = [r.hyper for r in replicas]
         self._parameters = [parameters[k] for k in places]
         self._count = 0
-        self._settles = max(rule.settles(h) for h in hypers) if not rule.scalars else np.inf
+        self._scheduled = any(r.schedule is not None for r in replicas)
+        # Those of whole matrices ask for values in their coefficients.
+        self._at_once = not rule.scalars and not rule.whole
+        self._ahead = self._count, np.ones((0, len(members))), np.zeros((0, len(members), 0))
+        constant = not rule.scalars and not self._scheduled
+        self._settles = max(rule.settles(h) for h in hypers) if constant else np.inf
         self._rows = np.zeros((len(members), 0))
         self._scalars = [rule.start_scalars(h) for h in hypers]
         starts = [rule.start(h) for h in hypers]
@@ -216,14 +231,61 @@ class _Group:
         return True
 
     def _rows_of(self, count: int) -> Any:
-        pairs = zip(self._hypers, self._scalars, strict=True)
+        """Coefficients of a step, ``(members, n)``."""
+        if self._scheduled and self._at_once:
+            return self._look_up(count)[1]
+        pairs = zip(self._hypers_at(count), self._scalars, strict=True)
         return np.array([self.rule.row(h, count, scalars) for h, scalars in pairs])
+
+    def _hypers_at(self, count: int) -> list[Mapping[str, Any]]:
+        """The members' hyperparameters at a step, their rates by their schedules."""
+        if not self._scheduled:
+            return self._hypers
+        factors = self._look_up(count)[0]
+        return [
+            {**h, "lr": float(h["lr"]) * f}
+            for h, f in zip(self._hypers, factors.tolist(), strict=True)
+        ]
+
+    def _look_up(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Factors on the rates of a step, ``(members,)``, and its coefficients, ``(members, n)``.
+
+        Those that are not found at once have no columns.
+        """
+        first, factors, rows = self._ahead
+        if not first <= count < first + len(factors):
+            first, (factors, rows) = count, self._found_at_once(count)
+            self._ahead = first, factors, rows
+        return factors[count - first], rows[count - first]
+
+    def _found_at_once(self, first: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The same of as many steps as are looked ahead, along the first dimension."""
+        steps = np.arange(first, first + AHEAD)
+        found: dict[int, NDArray[np.float64]] = {}
+        for r in self._replicas:
+            if r.schedule is not None and id(r.schedule) not in found:
+                found[id(r.schedule)] = r.schedule(steps - 1)
+        still = np.ones(len(steps))
+        factors = np.stack([found.get(id(r.schedule), still) for r in self._replicas], axis=1)
+        members = len(self._replicas)
+        if not self._at_once:
+            return factors, np.zeros((len(steps), members, 0))
+        rows: Any = None
+        for others, mine in _by_others(self._hypers):
+            rates = np.array([float(self._hypers[i]["lr"]) for i in mine]) * factors[:, mine]
+            raw = self.rule.raw_row({**others, "lr": rates}, steps[:, None].astype(float))
+            if rows is None:
+                rows = np.empty((len(steps), members, len(raw)))
+            for k, coefficient in enumerate(raw):
+                rows[:, mine, k] = coefficient
+        return factors, rows
 
     def _go_on(self, sums: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """Further coefficients of every member from its sums; its scalars go on."""
+        hypers = self._hypers_at(self._count)
         found = [
             self.rule.go_on(h, self._count, s, scalars)
-            for h, s, scalars in zip(self._hypers, sums, self._scalars, strict=True)
+            for h, s, scalars in zip(hypers, sums, self._scalars, strict=True)
         ]
         self._scalars = [tuple(float(x) for x in scalars) for _, scalars in found]
         return [extra for extra, _ in found]
@@ -256,7 +318,10 @@ class _Group:
         self.members = [place[self.members[i]] for i in kept]
         self.alive = np.asarray(self.members, dtype=np.int64)
         self._parameters = [parameters[k] for k in self.places]
-        self._hypers = [self._hypers[i] for i in kept]
+        self._replicas = [self._replicas[i] for i in kept]
+        self._hypers = [r.hyper for r in self._replicas]
+        first, factors, rows = self._ahead
+        self._ahead = first, factors[:, kept], rows[:, kept]
         self._scalars = [self._scalars[i] for i in kept]
         self._rows = self._rows[kept]
         self._states = [[s[kept].contiguous() for s in states] for states in self._states]
@@ -268,6 +333,19 @@ class _Group:
         raise NotImplementedError
 
 
+def _by_others(hypers: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[int]]]:
+    """Places of hyperparameters that differ in the learning rate alone, with these others."""
+    found: list[tuple[Mapping[str, Any], list[int]]] = []
+    for i, hyper in enumerate(hypers):
+        others = {name: value for name, value in hyper.items() if name != "lr"}
+        mine = next((places for same, places in found if same == others), None)
+        if mine is None:
+            found.append((others, [i]))
+        else:
+            mine.append(i)
+    return found
+
+
 class _KernelGroup(_Group):
     """Every tensor of every member is a segment of one call of the CPU kernel."""
 
@@ -275,14 +353,14 @@ class _KernelGroup(_Group):
         self,
         rule: Rule,
         members: list[int],
-        hypers: list[Mapping[str, Any]],
+        replicas: Sequence[Replica],
         parameters: Sequence[Tensor],
         places: list[int],
     ) -> None:
-        super().__init__(rule, members, hypers, parameters, places)
+        super().__init__(rule, members, replicas, parameters, places)
         self._dtype = np.dtype(str(parameters[0].dtype).removeprefix("torch."))
         self._coefficients = np.zeros((len(members), 0), dtype=self._dtype)
-        self._bounded = any(h["clip_value"] is not None for h in hypers)
+        self._bounded = any(h["clip_value"] is not None for h in self._hypers)
         self._lay_out()
 
     def _lay_out(self) -> None:

@@ -23,6 +23,7 @@ from thalweg.report.words import (
     target_text,
 )
 from thalweg.studies import StudyResult
+from thalweg.studies.spec import StudySpec
 
 __all__ = ["figures", "result_html", "write"]
 
@@ -147,6 +148,14 @@ def _shown(value: float, how: Any) -> str:
     return "–" if math.isnan(value) else how(value)
 
 
+def _steps(spec: StudySpec) -> str:
+    """What each run may spend: "1320 steps of 32 samples (30 epochs)"."""
+    budgets = dict.fromkeys(map(spec.budget, spec.combinations))
+    steps = " or ".join(f"{b.steps} steps of {b.batch_size} samples" for b in budgets)
+    epochs = list(dict.fromkeys(f"{b.steps / b.steps_per_epoch:.3g}" for b in budgets))
+    return f"{steps} ({' or '.join(epochs)} epochs)"
+
+
 def _method(result: StudyResult) -> list[tuple[str, str]]:
     """How it was done: what, and in words."""
     spec, task, machine = result.spec, result.task, result.environment
@@ -167,12 +176,10 @@ def _method(result: StudyResult) -> list[tuple[str, str]]:
             f"{size} parameters",
         ),
         *[("Data", note) for note in task.notes],
-        *[(f.name.capitalize(), ", ".join(map(f.text, spec.levels(f)))) for f in varied],
+        *[(f.words.capitalize(), ", ".join(map(f.text, spec.levels(f)))) for f in varied],
         (
             "Budget",
-            f"{spec.steps} steps of {spec.batch_size} samples for every run "
-            f"({spec.steps / spec.steps_per_epoch:.3g} epochs), the same number of settings and "
-            f"seeds for every {arms}",
+            f"{_steps(spec)} for every run, the same number of settings and seeds for every {arms}",
         ),
         ("Learning rates", rates),
         (

@@ -57,7 +57,7 @@ def columns(result: StudyResult) -> list[Column]:
     """Headings of `summary_rows`."""
     metric, target = result.task.metric, target_text(result) or "the target (none was given)"
     near = "one percentage point" if result.task.percent else "one per cent"
-    varied = [factor.name for factor in result.spec.varied]
+    varied = [factor.words for factor in result.spec.varied]
     arms = "arms" if varied else "optimizers"
     what = Column("optimizer", "optimizer", "The update rule.")
     if varied:
@@ -160,7 +160,7 @@ def _effect_cells(result: StudyResult, factor: Factor) -> list[tuple[Column, lis
             Column(what, what, "What is the same in the rows that follow each other."),
             [context * is_new for context, is_new in zip(contexts, new, strict=True)],
         ),
-        (Column(factor.name, factor.name, "The level."), [row["level"] for row in rows]),
+        (Column(factor.words, factor.words, "The level."), [row["level"] for row in rows]),
         (
             Column(
                 f"{fill(f'test {metric}', 20)}\n(95 % interval)",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from thalweg.optim.registry import OPTIMIZERS
-from thalweg.studies.factors import FACTORS, Levels
+from thalweg.studies.factors import FACTORS, Level, Levels
 from thalweg.studies.spec import StudySpec
 
 __all__ = ["KEYS", "Arm", "arms", "level_text", "level_words", "listed", "named"]
@@ -31,7 +31,7 @@ class Arm:
     levels: Levels
     label: str
     words: str
-    columns: dict[str, str]
+    columns: dict[str, Level]
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Its rows."""
@@ -54,7 +54,7 @@ def _arm(spec: StudySpec, optimizer: str, levels: Levels) -> Arm:
     )
     label = f"{name}, {text}" if text else name
     factors = dict(zip((f.name for f in FACTORS), levels, strict=True))
-    columns = {"arm": label, "optimizer": optimizer, **factors, "levels": text}
+    columns: dict[str, Level] = {"arm": label, "optimizer": optimizer, **factors, "levels": text}
     return Arm(optimizer, levels, label, f"{name} with {words}" if words else name, columns)
 
 

@@ -10,43 +10,48 @@ from thalweg.errors import ArgumentError
 from thalweg.replicas import Backend, Program, probe
 from thalweg.studies.arms import level_words
 from thalweg.studies.execute import Chunk, chunks
-from thalweg.studies.factors import Levels, StudyError
-from thalweg.studies.spec import Run, StudySpec, plan
+from thalweg.studies.factors import Levels, StudyError, Variant
+from thalweg.studies.spec import Run, StudySpec, factors_of, plan
 from thalweg.tasks import Task
 from thalweg.tasks.trial import first_batch
 
-__all__ = ["Cuts", "Variant", "Variants", "arranged", "backend_of", "cut", "joined", "tried"]
+__all__ = ["Cuts", "Ready", "Tried", "arranged", "backend_of", "cut", "joined", "tried"]
 
 Cuts = Mapping[Levels, list[list[Run]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Variant:
-    """The task with one level of each factor.
+class Ready:
+    """A variant that was tried on a batch.
 
     Attributes:
-        task: it.
+        variant: it.
         program: of two replicas, which shows how its passes can run.
     """
 
-    task: Task
+    variant: Variant
     program: Program
 
 
-Variants = Mapping[Levels, Variant]
+Tried = Mapping[Levels, Ready]
 
 
-def tried(spec: StudySpec, tasks: Mapping[Levels, Task], device: str) -> dict[Levels, Variant]:
+def tried(spec: StudySpec, variants: Mapping[Levels, Variant], device: str) -> dict[Levels, Ready]:
     """All variants of a task, each tried on a batch.
 
     Raises:
         StudyError: for a model, a loss or a metric that fails, in one sentence.
     """
     found = {}
-    for levels, task in tasks.items():
-        with sound(task, level_words(spec, levels)):
-            first_batch(task, spec.batch_size)  # says where in a person's file something is wrong
-            found[levels] = Variant(task, probe(task, spec.batch_size, device))
+    programs: dict[tuple[str, int], Program] = {}  # schedules are nothing to them
+    for levels, variant in variants.items():
+        task, size = variant.task, variant.batch_size
+        key = task.fingerprint, size
+        if key not in programs:
+            with sound(task, level_words(spec, levels)):
+                first_batch(task, size)  # says where in a person's file something is wrong
+                programs[key] = probe(task, size, device)
+        found[levels] = Ready(variant, programs[key])
     return found
 
 
@@ -74,38 +79,44 @@ def sound(task: Task, words: str = "") -> Iterator[None]:
         ) from error
 
 
-def cut(spec: StudySpec, variants: Variants, device: str) -> dict[Levels, list[list[Run]]]:
+def cut(spec: StudySpec, ready: Tried, device: str) -> dict[Levels, list[list[Run]]]:
     """The runs of each variant in chunks; chunks never mix variants."""
     runs = plan(spec)
     return {
         levels: chunks(
             [run for run in runs if run.levels == levels],
-            variant.task.parameters,
-            variant.program.backend,
-            workers=torch.get_num_threads() if _together(variant, device) else 1,
+            one.variant.task.parameters,
+            one.program.backend,
+            workers=torch.get_num_threads() if _together(one, device) else 1,
         )
-        for levels, variant in variants.items()
+        for levels, one in ready.items()
     }
 
 
 def arranged(
-    cuts: Cuts, variants: Variants, backends: Mapping[Levels, Backend], device: str
+    spec: StudySpec,
+    cuts: Cuts,
+    ready: Tried,
+    backends: Mapping[Levels, Backend],
+    device: str,
 ) -> list[Chunk]:
     """All chunks of a study, as `execute` takes them."""
     return [
         Chunk(
             runs,
-            variant.task,
+            one.variant.task,
+            spec.budget(levels),
+            factors_of(one.variant, spec.budget(levels)),
             backends[levels],
-            _together(variant, device) and backends[levels] == "eager",
+            _together(one, device) and backends[levels] == "eager",
         )
-        for levels, variant in variants.items()
+        for levels, one in ready.items()
         for runs in cuts[levels]
     ]
 
 
-def _together(variant: Variant, device: str) -> bool:
-    return variant.program.concurrent and device == "cpu"
+def _together(one: Ready, device: str) -> bool:
+    return one.program.concurrent and device == "cpu"
 
 
 def joined(backends: Mapping[Levels, Backend]) -> str:

@@ -72,17 +72,16 @@ def best_weights(result: StudyResult) -> Trained:
         StudyError: if no setting was completed from every seed.
     """
     run = best_run(result)
-    spec, task = result.spec, result.tasks[run.levels]
+    spec, variant = result.spec, result.variants[run.levels]
+    task = variant.task
     device = str(result.environment["device"])
     backend = backend_of(result.environment["backend"], spec.combinations.index(run.levels))
-    (variant,) = tried(spec, {run.levels: task}, device).values()
-    chunks = cut(spec, {run.levels: variant}, device)[run.levels]
+    ready = tried(spec, {run.levels: variant}, device)
+    chunks = cut(spec, ready, device)[run.levels]
     its_own = next(chunk for chunk in chunks if run in chunk)
     on_record = result.runs.set_index("run").loc[run.id, "validation_metric"]
     for runs in ([run], its_own):
-        (chunk,) = arranged(
-            {run.levels: [runs]}, {run.levels: variant}, {run.levels: backend}, device
-        )
+        (chunk,) = arranged(spec, {run.levels: [runs]}, ready, {run.levels: backend}, device)
         last = train_again(spec, chunk, runs.index(run), device)
         place = last.replicas.tolist().index(runs.index(run))
         if math.isclose(last.validation_metric[place], on_record, rel_tol=1e-6, abs_tol=1e-9):

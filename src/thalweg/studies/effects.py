@@ -1,7 +1,7 @@
 """What each further factor does: its levels side by side, all else being equal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.studies.arms import KEYS, level_text, listed
-from thalweg.studies.factors import FACTORS, Factor, Levels
+from thalweg.studies.factors import FACTORS, Factor, Level, Levels
 from thalweg.studies.intervals import CONFIDENCE, interval, points
 from thalweg.studies.spec import StudySpec
 from thalweg.tasks import Metric
@@ -111,7 +111,7 @@ def _row(
     }
 
 
-def _where(frame: pd.DataFrame, keys: dict[str, str]) -> pd.DataFrame:
+def _where(frame: pd.DataFrame, keys: Mapping[str, Level]) -> pd.DataFrame:
     for key, value in keys.items():
         if key in frame:
             frame = frame[frame[key] == value]
@@ -153,7 +153,7 @@ def effect_notes(spec: StudySpec, metric: Metric, effects: pd.DataFrame) -> list
             for level in spec.levels(factor)[1:]
             for clause in _clauses(spec, metric, first, mine[mine[factor.name] == level])
         ]
-        name = factor.name
+        name = factor.words
         notes.append(f"{name[0].upper()}{name[1:]}: {'; '.join(clauses)}.")
         compared = mine[mine["confidence"].notna()]
         if len(compared) > 1 and len(spec.seeds) > 1:

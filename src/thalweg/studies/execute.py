@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from thalweg.optim.registry import OPTIMIZERS
-from thalweg.replicas import Backend, Evaluation, Programs, Replica, train
+from thalweg.replicas import Backend, Budget, Evaluation, Factors, Programs, Replica, train
 from thalweg.studies.factors import FACTORS
 from thalweg.studies.spec import Run, StudySpec
 from thalweg.studies.store import Store
@@ -39,7 +39,7 @@ class Progress:
         done: runs that have ended.
         runs: all of them.
         epoch: epochs done by the runs training now.
-        epochs: epochs of every run.
+        epochs: epochs of each of them.
         steps_per_second: optimizer steps of all runs together.
         seconds_left: estimate, from that speed.
     """
@@ -60,12 +60,16 @@ class Chunk:
     Attributes:
         runs: in the order of the plan.
         task: what they train.
+        budget: of each.
+        schedule: what multiplies their learning rates, or None.
         backend: how their passes run.
         concurrent: whether other chunks may train at the same time.
     """
 
     runs: Sequence[Run]
     task: Task
+    budget: Budget
+    schedule: Factors | None = None
     backend: Backend = "eager"
     concurrent: bool = False
 
@@ -122,8 +126,7 @@ def execute(
         for chunk in plan
         if (left := [run for run in chunk.runs if run.id not in finished])
     ]
-    runs, waiting = (sum(len(chunk.runs) for chunk in some) for some in (plan, pending))
-    watch = _Watch(spec, runs, waiting, time_limit, progress)
+    watch = _Watch(plan, pending, time_limit, progress)
 
     def run(chunk: Chunk) -> _Journal:
         journal = _Journal(spec, chunk)
@@ -181,8 +184,8 @@ def _evaluations(
 ) -> Iterator[Evaluation]:
     return train(
         chunk.task,
-        [replica(run) for run in chunk.runs],
-        spec.budget,
+        [replica(run, chunk.schedule) for run in chunk.runs],
+        chunk.budget,
         backend=chunk.backend,
         device=device,
         draw_seed=int(chunk.runs[0].id, 16),
@@ -234,14 +237,15 @@ class _Watch:
 
     def __init__(
         self,
-        spec: StudySpec,
-        runs: int,
-        waiting: int,
+        plan: Sequence[Chunk],
+        pending: Sequence[Chunk],
         time_limit: float | None,
         progress: Callable[[Progress], None],
     ) -> None:
         self.cancelled = False
-        self._spec, self._runs, self._waiting = spec, runs, waiting
+        self._runs = sum(len(chunk.runs) for chunk in plan)
+        self._waiting = sum(len(chunk.runs) for chunk in pending)
+        self._work = sum(len(chunk.runs) * chunk.budget.steps for chunk in pending)  # not begun
         self._time_limit, self._progress = time_limit, progress
         self._began = perf_counter()
         self._trained = 0
@@ -258,12 +262,13 @@ class _Watch:
         with self._lock:
             if journal not in self._steps:
                 self._waiting -= journal.runs
+                self._work -= journal.runs * journal.budget.steps
             before = self._steps.get(journal, 0)
             self._steps[journal] = evaluation.step
             self._trained += len(evaluation.replicas) * (evaluation.step - before)
             alive = sum(j.alive for j in self._steps)
-            work = self._waiting * self._spec.steps + sum(
-                j.alive * (self._spec.steps - step) for j, step in self._steps.items()
+            work = self._work + sum(
+                j.alive * (j.budget.steps - step) for j, step in self._steps.items()
             )
             speed = self._trained / (perf_counter() - self._began)
             self._progress(
@@ -272,17 +277,17 @@ class _Watch:
                     self._runs - self._waiting - alive,
                     self._runs,
                     evaluation.epoch,
-                    self._spec.epochs,
+                    -(-journal.budget.steps // journal.budget.steps_per_epoch),
                     speed,
                     work / speed,
                 )
             )
 
 
-def replica(run: Run) -> Replica:
+def replica(run: Run, schedule: Factors | None = None) -> Replica:
     """The replica that trains a run."""
     rule = OPTIMIZERS[run.optimizer].rule
-    return Replica(rule, rule.complete({"lr": run.lr}), run.seed)
+    return Replica(rule, rule.complete({"lr": run.lr}), run.seed, schedule)
 
 
 class _Journal:
@@ -291,12 +296,13 @@ class _Journal:
     Attributes:
         runs: how many there are.
         alive: how many are still training.
+        budget: of each.
     """
 
     def __init__(self, spec: StudySpec, chunk: Chunk) -> None:
         self._spec = spec
         self._sign = 1.0 if chunk.task.metric.higher_is_better else -1.0
-        self._chunk = chunk.runs
+        self._chunk, self.budget = chunk.runs, chunk.budget
         self.runs = self.alive = len(chunk.runs)
         self._curves: list[list[dict[str, Any]]] = [[] for _ in chunk.runs]
         self._best = np.full(self.runs, np.inf)
@@ -306,7 +312,7 @@ class _Journal:
     def add(self, evaluation: Evaluation) -> list[int]:
         """Note an evaluation; the replicas to be stopped."""
         stop = []
-        last = evaluation.step == self._spec.steps
+        last = evaluation.step == self.budget.steps
         for i, replica in enumerate(evaluation.replicas.tolist()):
             if evaluation.diverged_at[i]:
                 self._end(replica, "diverged", int(evaluation.diverged_at[i]), evaluation.epoch - 1)
@@ -372,7 +378,6 @@ class _Journal:
             "optimizer": run.optimizer,
             "lr": run.lr,
             "seed": run.seed,
-            "batch_size": self._spec.batch_size,
             **{f.name: level for f, level in zip(FACTORS, run.levels, strict=True)},
             "outcome": outcome,
             "step": step,

@@ -1,7 +1,7 @@
 """What a study found, as a person holds it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from thalweg.studies.analyse import Analysis
-from thalweg.studies.factors import FACTORS, Levels
+from thalweg.studies.factors import FACTORS, Levels, Variant
 from thalweg.studies.spec import StudySpec
 from thalweg.tasks import Task
 
@@ -51,10 +51,10 @@ class TaskSummary:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, task: Task, tasks: Mapping[Levels, Task]) -> "TaskSummary":
-        """The summary of a task and its variants with each combination of levels."""
-        losses = {variant.loss.name: variant.loss.label for variant in tasks.values()}
-        parameters = [variant.parameters for variant in tasks.values()]
+    def of(cls, task: Task, tasks: Sequence[Task]) -> "TaskSummary":
+        """The summary of a task and its variants."""
+        losses = {variant.loss.name: variant.loss.label for variant in tasks}
+        parameters = [variant.parameters for variant in tasks]
         return cls(
             task.name,
             task.title,
@@ -68,7 +68,7 @@ class TaskSummary:
             len(task.test),
             max(parameters),
             losses,
-            tuple(dict.fromkeys(note for variant in tasks.values() for note in variant.notes)),
+            tuple(dict.fromkeys(note for variant in tasks for note in variant.notes)),
         )
 
 
@@ -79,19 +79,21 @@ class StudyResult:
     Attributes:
         spec: what was run.
         task: what was trained.
-        runs: one row a run: ``run, arm, levels, optimizer, lr, seed, batch_size, loss, encoding,
-            outcome, step, epoch, train_loss, validation_loss, validation_metric, test_loss,
-            test_metric, epochs_to_target, seconds_to_target, seconds``. ``arm`` is what is
+        runs: one row a run: ``run, arm, levels, optimizer, lr, seed, loss, encoding,
+            schedule, batch_size, outcome, step, epoch, train_loss, validation_loss,
+            validation_metric, test_loss, test_metric, epochs_to_target, seconds_to_target,
+            seconds``. ``arm`` is what is
             compared, as tables print it, the optimizer with a level of each factor that is
             varied; ``levels`` are these levels alone. ``outcome`` is "completed", "diverged",
             "stopped" or "timed out"; numbers a run does not have are NaN.
-        curves: one row a run and epoch: ``run, arm, levels, optimizer, loss, encoding, lr, seed,
-            epoch, step, train_loss, validation_loss, validation_metric, seconds``.
+        curves: one row a run and epoch: ``run, arm, levels, optimizer, loss, encoding,
+            schedule, batch_size, lr, seed, epoch, step, train_loss, validation_loss,
+            validation_metric, seconds``.
         analysis: tables derived from these.
         environment: versions, machine and backend.
         seconds: wall time of the study, the part before a resume left out.
         database: where the records are, None for memory.
-        tasks: the task with each combination of levels, one a factor.
+        variants: what each combination of levels, one a factor, makes of the task.
     """
 
     spec: StudySpec
@@ -102,7 +104,7 @@ class StudyResult:
     environment: Mapping[str, Any]
     seconds: float
     database: str | None = None
-    tasks: Mapping[Levels, Task] = field(default_factory=dict, repr=False)
+    variants: Mapping[Levels, Variant] = field(default_factory=dict, repr=False)
 
     @property
     def verdict(self) -> str:

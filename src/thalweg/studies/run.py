@@ -13,9 +13,18 @@ import torch
 from thalweg.replicas import Backend, Programs, at_start, step_seconds
 from thalweg.studies.analyse import analyse
 from thalweg.studies.arms import level_words, named
-from thalweg.studies.arrange import Variants, arranged, backend_of, cut, joined, sound, tried
+from thalweg.studies.arrange import Tried, arranged, backend_of, cut, joined, sound, tried
 from thalweg.studies.execute import Progress, execute, replica
-from thalweg.studies.factors import FACTORS, Levels, Losses, StudyError, cross
+from thalweg.studies.factors import (
+    FACTORS,
+    BatchSizes,
+    Levels,
+    Losses,
+    Schedules,
+    StudyError,
+    Variant,
+    cross,
+)
 from thalweg.studies.result import StudyResult, TaskSummary
 from thalweg.studies.spec import LearningRates, Optimizer, Run, StudySpec, plan, specify
 from thalweg.studies.store import Store
@@ -37,8 +46,9 @@ def study(
     epochs: int | None = None,
     *,
     losses: Losses | None = None,
+    schedules: Schedules | None = None,
     steps: int | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSizes | None = None,
     target: float | None = None,
     patience: int | None = None,
     name: str | None = None,
@@ -65,8 +75,13 @@ def study(
             `Loss`es. One takes the place of the task's; several are compared, each with every
             optimizer and a learning rate of its own, as are the encodings of a task that has
             two or more.
+        schedules: what the learning rate follows: names of `thalweg.schedules.SCHEDULES` with
+            parameters as `thalweg.schedules.parse` takes them, separated by commas or in a list,
+            or `Schedule`s. Several are compared, each with every optimizer and a learning rate of
+            its own. A rate that stays by default, "fixed".
         steps: optimizer steps of each run, instead of ``epochs``.
-        batch_size: samples a step, at most the training samples; the task's by default.
+        batch_size: samples a step, at most the training samples; the task's by default. Several,
+            in a list or separated by commas, are compared like schedules.
         target: validation metric that counts as trained, for time to target.
         patience: stop a run after this many epochs without a better validation loss.
         name: of the study; the task's by default.
@@ -89,9 +104,10 @@ def study(
     if not isinstance(task, Task):
         raise StudyError("task", f"must be a name or a thalweg.Task, got {task!r}")
     with sound(task):
-        crossed = cross(task, loss=losses)
-        for variant in crossed.tasks.values():
-            _ = variant.parameters, variant.fingerprint  # the person's code runs here first
+        crossed = cross(task, loss=losses, schedule=schedules, batch_size=batch_size)
+        for variant in crossed.variants.values():
+            # The person's code runs here first.
+            _ = variant.task.parameters, variant.task.fingerprint
     spec = specify(
         crossed,
         optimizers=optimizers,
@@ -99,7 +115,6 @@ def study(
         seeds=seeds,
         epochs=epochs,
         steps=steps,
-        batch_size=batch_size,
         target=target,
         patience=patience,
         name=name,
@@ -108,12 +123,10 @@ def study(
     if time_limit is not None and not time_limit > 0:
         raise StudyError("time_limit", f"must be above 0 seconds, got {time_limit!r}")
     # Before there is a record, so that a model that fails leaves none behind.
-    variants = tried(spec, crossed.tasks, device)
+    ready = tried(spec, crossed.variants, device)
     store = Store(db)
     try:
-        return _run(
-            spec, task, variants, store, compile, device, resume, time_limit, progress, began
-        )
+        return _run(spec, task, ready, store, compile, device, resume, time_limit, progress, began)
     finally:
         store.close()
 
@@ -121,7 +134,7 @@ def study(
 def _run(
     spec: StudySpec,
     task: Task,
-    variants: Variants,
+    ready: Tried,
     store: Store,
     compile: bool | None,
     device: str,
@@ -135,25 +148,25 @@ def _run(
         raise StudyError("resume", _difference(before[1], spec))
     programs: Programs = {}
     runs = plan(spec)
-    cuts = cut(spec, variants, device)
+    cuts = cut(spec, ready, device)
     backends: dict[Levels, Backend] = {}
-    for place, (levels, variant) in enumerate(variants.items()):
-        backend = variant.program.backend
+    for place, (levels, one) in enumerate(ready.items()):
+        backend = one.program.backend
         if backend == "eager":
             # A resumed study goes on as it began, or its numbers would differ by rounding.
             if before is not None:
                 backend = backend_of(before[2], place)
             elif compile is not None:
                 backend = "compiled" if compile else "eager"
-            elif variant.program.tape is None:  # which compiled passes do not outrun
-                backend = _choose(spec, variant.task, cuts[levels], device, programs)
+            elif one.program.tape is None:  # which compiled passes do not outrun
+                backend = _choose(spec, one.variant, cuts[levels], device, programs)
         backends[levels] = backend
-    probed = _notes(spec, variants, {})
+    probed = _notes(spec, ready, {})
     environment = _environment(device, joined(backends), "; ".join(probed))
     number = before[0] if before else store.begin(spec, environment, joined(backends))
     execute(
         spec,
-        arranged(cuts, variants, backends, device),
+        arranged(spec, cuts, ready, backends, device),
         store,
         number,
         device=device,
@@ -163,31 +176,31 @@ def _run(
         progress=progress,
     )
     frame, curves = (_in_order(named(spec, found), runs) for found in store.frames(number))
-    found = analyse(spec, task.metric, frame, curves, _models(spec, variants, device))
-    found.notes.extend(f"{n[0].upper()}{n[1:]}." for n in _notes(spec, variants, programs))
-    tasks = {levels: variant.task for levels, variant in variants.items()}
+    found = analyse(spec, task.metric, frame, curves, _models(spec, ready, device))
+    found.notes.extend(f"{n[0].upper()}{n[1:]}." for n in _notes(spec, ready, programs))
+    variants = {levels: one.variant for levels, one in ready.items()}
     return StudyResult(
         spec,
-        TaskSummary.of(task, tasks),
+        TaskSummary.of(task, [variant.task for variant in variants.values()]),
         frame,
         curves,
         found,
         environment,
         perf_counter() - began,
         None if store.where is None else str(store.where),
-        tasks,
+        variants,
     )
 
 
-def _notes(spec: StudySpec, variants: Variants, programs: Programs) -> list[str]:
+def _notes(spec: StudySpec, ready: Tried, programs: Programs) -> list[str]:
     """Why passes run as they do, of the variants that this is true of."""
     found: dict[str, list[Levels]] = {}
-    for levels, variant in variants.items():
-        built = [p for key, p in programs.items() if key[0] == variant.task.fingerprint]
-        for note in {p.note for p in (variant.program, *built) if p.note}:
+    for levels, one in ready.items():
+        built = [p for key, p in programs.items() if key[0] == one.variant.task.fingerprint]
+        for note in {p.note for p in (one.program, *built) if p.note}:
             found.setdefault(note, []).append(levels)
     return sorted(
-        note if len(which) == len(variants) else f"{_which(spec, which)}: {note}"
+        note if len(which) == len(ready) else f"{_which(spec, which)}: {note}"
         for note, which in found.items()
     )
 
@@ -201,17 +214,21 @@ def _which(spec: StudySpec, some: Sequence[Levels]) -> str:
     return "; ".join(f"with {level_words(spec, levels)}" for levels in some)
 
 
-def _models(spec: StudySpec, variants: Variants, device: str) -> pd.DataFrame:
+def _models(spec: StudySpec, ready: Tried, device: str) -> pd.DataFrame:
     """One row a variant: its size and, where losses are compared, where its training starts."""
     names = [factor.name for factor in FACTORS]
+    starts: dict[str, tuple[float, float]] = {}
     rows = []
-    for levels, variant in variants.items():
+    for levels, one in ready.items():
+        task = one.variant.task
+        if any(factor.start for factor in spec.varied) and task.fingerprint not in starts:
+            losses, norms = at_start(task, spec.seeds, device)
+            starts[task.fingerprint] = float(losses.mean()), float(norms.mean())
+        loss, norm = starts.get(task.fingerprint, (nan, nan))
         row: dict[str, Any] = dict(zip(names, levels, strict=True))
-        row |= {"parameters": variant.task.parameters, "start_loss": nan, "gradient_norm": nan}
-        if any(factor.start for factor in spec.varied):
-            losses, norms = at_start(variant.task, spec.seeds, device)
-            row |= {"start_loss": float(losses.mean()), "gradient_norm": float(norms.mean())}
-        rows.append(row)
+        rows.append(
+            row | {"parameters": task.parameters, "start_loss": loss, "gradient_norm": norm}
+        )
     return pd.DataFrame(rows)
 
 
@@ -224,14 +241,15 @@ def _in_order(frame: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
 
 def _choose(
     spec: StudySpec,
-    task: Task,
+    variant: Variant,
     chunks: Sequence[Sequence[Run]],
     device: str,
     programs: Programs,
 ) -> Backend:
     chunk = [replica(run) for run in chunks[0]]
-    each = step_seconds(task, chunk, spec.budget, device=device, programs=programs)
-    return "compiled" if each * spec.steps * len(chunks) > COMPILE_FROM else "eager"
+    budget = spec.budget(chunks[0][0].levels)
+    each = step_seconds(variant.task, chunk, budget, device=device, programs=programs)
+    return "compiled" if each * budget.steps * len(chunks) > COMPILE_FROM else "eager"
 
 
 def _check_device(device: str) -> None:
@@ -249,11 +267,11 @@ def _difference(planned: StudySpec, asked: StudySpec) -> str:
     last = f"the last study named {planned.name!r}"
     for factor in FACTORS:
         # A study from before there was this factor did not vary it.
-        levels = dict(planned.factors).get(factor.name, ())
-        if levels != asked.levels(factor) and (levels or factor in asked.varied):
+        was, now = planned.levels(factor), asked.levels(factor)
+        if was != now and (was != ("",) or factor in asked.varied):
             return (
-                f"{last} has {factor.name} {', '.join(levels) or 'of one kind'}, this one asks "
-                f"for {', '.join(asked.levels(factor))}; ask for the same, or give another name"
+                f"{last} has {factor.words} {', '.join(map(str, was)) or 'of one kind'}, this one "
+                f"asks for {', '.join(map(str, now))}; ask for the same, or give another name"
             )
     for field in planned.__dataclass_fields__:
         was, now = getattr(planned, field), getattr(asked, field)

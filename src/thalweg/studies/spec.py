@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from hashlib import sha256
 from itertools import product
 from typing import Any, TypeAlias
@@ -12,13 +12,25 @@ import numpy as np
 
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.registry import BUILT_IN, MAIN, OPTIMIZERS, enter, key
-from thalweg.replicas import Budget
+from thalweg.replicas import Budget, Factors
 from thalweg.rules import Rule
 from thalweg.rules.code import digest
-from thalweg.studies.factors import FACTORS, Crossed, Factor, Levels, StudyError, cross
+from thalweg.schedules import Schedule, ScheduleError, parse
+from thalweg.studies.factors import (
+    FACTORS,
+    BatchSizes,
+    Crossed,
+    Factor,
+    Level,
+    Levels,
+    StudyError,
+    Variant,
+    cross,
+    whole,
+)
 from thalweg.tasks import Task
 
-__all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "plan", "specify"]
+__all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "factors_of", "plan", "specify"]
 
 Optimizer: TypeAlias = str | Rule | type[RuleOptimizer]
 LearningRates: TypeAlias = str | float | Sequence[float] | Mapping[str, Sequence[float]]
@@ -58,7 +70,7 @@ class StudySpec:
         fingerprint: of the task's data and model (`Task.fingerprint`).
         lrs: for each optimizer the learning rates it is tried at, ascending.
         seeds: every setting is trained once from each.
-        batch_size: samples a step.
+        batch_size: samples a step; where it is varied, those of the first level, as are the next.
         steps: optimizer steps of each run.
         steps_per_epoch: steps between validations.
         target: validation metric that counts as trained, or None.
@@ -67,6 +79,8 @@ class StudySpec:
         own: for each optimizer of one's own a hash of its rule's code.
         factors: for each further factor its levels; of one level where it is not varied.
         variants: for each combination of these levels the `Task.fingerprint` of the task with it.
+        budgets: where the batch size is varied, of each of its levels ``(steps, batch_size,
+            steps_per_epoch)``.
     """
 
     name: str
@@ -83,6 +97,7 @@ class StudySpec:
     own: tuple[tuple[str, str], ...] = ()
     factors: tuple[tuple[str, Levels], ...] = ()
     variants: tuple[tuple[Levels, str], ...] = ()
+    budgets: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def varied(self) -> tuple[Factor, ...]:
@@ -91,7 +106,16 @@ class StudySpec:
 
     def levels(self, factor: Factor) -> Levels:
         """Of a factor; one where it is not varied."""
-        return dict(self.factors).get(factor.name, ("",))
+        return dict(self.factors).get(factor.name) or (_unheard_of(factor, self.batch_size),)
+
+    @property
+    def telling(self) -> tuple[Factor, ...]:
+        """Factors whose levels have to be known to know a run."""
+        return tuple(
+            f
+            for f in FACTORS
+            if f in self.varied or (f.plain is not None and self.levels(f) != (f.plain,))
+        )
 
     @property
     def combinations(self) -> tuple[Levels, ...]:
@@ -108,10 +132,14 @@ class StudySpec:
         """Epochs of each run, the last one maybe cut short."""
         return -(-self.steps // self.steps_per_epoch)
 
-    @property
-    def budget(self) -> Budget:
-        """What each run may spend."""
-        return Budget(self.steps, self.batch_size, self.steps_per_epoch)
+    def budget(self, levels: Levels) -> Budget:
+        """What each run with these levels of all factors may spend."""
+        if not self.budgets:
+            return Budget(self.steps, self.batch_size, self.steps_per_epoch)
+        place = [f.name for f in FACTORS].index("batch_size")
+        return next(
+            b for b in (Budget(*given) for given in self.budgets) if b.batch_size == levels[place]
+        )
 
     @property
     def hash(self) -> str:
@@ -119,8 +147,10 @@ class StudySpec:
         content = {k: v for k, v in asdict(self).items() if k != "name"}
         if not self.own:  # as it was before there were any
             del content["own"]
-        if not self.varied:  # likewise; the fingerprint says it all
+        if not self.telling:  # likewise; the fingerprint says it all
             del content["factors"], content["variants"]
+        if not self.budgets:
+            del content["budgets"]
         return _digest(content, 16)
 
     @property
@@ -135,13 +165,23 @@ class StudySpec:
         content["lrs"] = tuple((name, tuple(rates)) for name, rates in content["lrs"])
         content["seeds"] = tuple(content["seeds"])
         content["own"] = tuple((name, code) for name, code in content.get("own", ()))
+        content["budgets"] = tuple(map(tuple, content.get("budgets", ())))
+        # A study from before there was a factor has no level of it.
+        known = {name: tuple(levels) for name, levels in content.get("factors", ())}
+        absent = {f.name: _unheard_of(f, content["batch_size"]) for f in FACTORS}
         content["factors"] = tuple(
-            (name, tuple(levels)) for name, levels in content.get("factors", ())
+            (name, known.get(name, (level,))) for name, level in absent.items()
         )
         content["variants"] = tuple(
-            (tuple(levels), found) for levels, found in content.get("variants", ())
+            (tuple({**absent, **dict(zip(known, levels, strict=True))}.values()), found)
+            for levels, found in content.get("variants", ())
         )
         return cls(**content)
+
+
+def _unheard_of(factor: Factor, batch_size: int) -> Level:
+    """The level that a study from before there was a factor has of it."""
+    return batch_size if factor.name == "batch_size" else factor.plain or ""
 
 
 def _digest(content: Any, length: int) -> str:
@@ -150,7 +190,7 @@ def _digest(content: Any, length: int) -> str:
 
 def plan(spec: StudySpec) -> list[Run]:
     """All runs of a study, seed by seed, so that neighbours see the same batches."""
-    shared = (spec.batch_size, spec.steps, spec.patience, spec.method)
+    telling = spec.telling
     fingerprints = dict(spec.variants)
     own = {name: (code,) for name, code in spec.own}
     return [
@@ -158,12 +198,15 @@ def plan(spec: StudySpec) -> list[Run]:
             _digest(
                 [
                     fingerprints.get(levels, spec.fingerprint),
-                    *shared,
+                    budget.batch_size,
+                    budget.steps,
+                    spec.patience,
+                    spec.method,
                     optimizer,
                     *own.get(optimizer, ()),
                     lr,
                     seed,
-                    *(level for f, level in zip(FACTORS, levels, strict=True) if f in spec.varied),
+                    *(level for f, level in zip(FACTORS, levels, strict=True) if f in telling),
                 ],
                 12,
             ),
@@ -174,6 +217,7 @@ def plan(spec: StudySpec) -> list[Run]:
         )
         for seed in spec.seeds
         for levels in spec.combinations
+        for budget in (spec.budget(levels),)
         for optimizer, rates in spec.lrs
         for lr in rates
     ]
@@ -187,7 +231,7 @@ def specify(
     seeds: int | Sequence[int] = 5,
     epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSizes | None = None,
     target: float | None = None,
     patience: int | None = None,
     name: str | None = None,
@@ -199,20 +243,21 @@ def specify(
     Raises:
         StudyError: naming the argument, its value and what it may be.
     """
-    crossed = cross(task) if isinstance(task, Task) else task
-    task = next(iter(crossed.tasks.values()))
-    size = _whole("batch_size", task.batch_size if batch_size is None else batch_size)
-    if size > len(task.train):
-        raise StudyError(
-            "batch_size",
-            f"{size} is more than the {len(task.train)} training samples of {task.name!r}; "
-            f"give at most that",
-        )
+    crossed = cross(task, batch_size=batch_size) if isinstance(task, Task) else task
+    first = next(iter(crossed.variants.values()))
+    task = first.task
+    sizes = list(dict.fromkeys(v.batch_size for v in crossed.variants.values()))
     if epochs is not None and steps is not None:
         raise StudyError("steps", f"give either epochs ({epochs}) or steps ({steps}), not both")
-    per_epoch = len(task.train) // size
-    if steps is None:
-        steps = _whole("epochs", 30 if epochs is None else epochs) * per_epoch
+    if steps is not None:
+        steps = whole("steps", steps)
+    epochs = whole("epochs", 30 if epochs is None else epochs)
+    budgets = {
+        size: Budget(steps or epochs * (len(task.train) // size), size, len(task.train) // size)
+        for size in sizes
+    }
+    for variant in crossed.variants.values():
+        factors_of(variant, budgets[variant.batch_size])
     names = _optimizers(optimizers)
     if target is not None:
         target = _number("target", target)
@@ -227,14 +272,15 @@ def specify(
         fingerprint=task.fingerprint,
         lrs=tuple((n, _rates(n, lr)) for n in names),
         seeds=_seeds(seeds),
-        batch_size=size,
-        steps=_whole("steps", steps),
-        steps_per_epoch=per_epoch,
+        batch_size=first.batch_size,
+        steps=budgets[first.batch_size].steps,
+        steps_per_epoch=budgets[first.batch_size].steps_per_epoch,
         target=task.target if target is None else target,
-        patience=None if patience is None else _whole("patience", patience),
+        patience=None if patience is None else whole("patience", patience),
         own=tuple((n, digest(OPTIMIZERS[n].rule)) for n in names if n not in BUILT_IN),
         factors=crossed.factors,
-        variants=tuple((levels, t.fingerprint) for levels, t in crossed.tasks.items()),
+        variants=tuple((levels, _fingerprint(v)) for levels, v in crossed.variants.items()),
+        budgets=tuple(astuple(b) for b in budgets.values()) if len(budgets) > 1 else (),
     )
 
 
@@ -244,10 +290,34 @@ def _name(name: str) -> str:
     return name
 
 
-def _whole(argument: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise StudyError(argument, f"must be a whole number of at least 1, got {value!r}")
-    return int(value)
+def factors_of(variant: Variant, budget: Budget) -> Factors | None:
+    """What multiplies the learning rate at each step of a run; None for a rate that stays.
+
+    Raises:
+        StudyError: for a schedule that there is not, or that ends before the run does.
+    """
+    given = variant.schedule
+    if given is None:
+        return None
+    try:
+        if isinstance(given, str):
+            return parse(given, budget.steps, budget.steps_per_epoch).hold()
+    except ScheduleError as error:
+        raise StudyError("schedules", f"{given}: {error.problem}") from None
+    if given.steps is not None and given.steps < budget.steps:
+        raise StudyError(
+            "schedules",
+            f"{given.text} lasts {given.steps} steps, and runs take {budget.steps}; make it "
+            f"longer, or add .hold()",
+        )
+    return given.hold()
+
+
+def _fingerprint(variant: Variant) -> str:
+    found = variant.task.fingerprint
+    if isinstance(variant.schedule, Schedule):  # of whose function its text may say nothing
+        return _digest([found, digest(variant.schedule.of)], 16)
+    return found
 
 
 def _number(argument: str, value: Any) -> float:
@@ -292,15 +362,15 @@ def _named(optimizer: Optimizer) -> str:
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(seeds, int | np.integer):
-        return tuple(range(_whole("seeds", seeds)))
+        return tuple(range(whole("seeds", seeds)))
     if not isinstance(seeds, Iterable):
         raise StudyError("seeds", f"must be a whole number or a list of them, got {seeds!r}")
     chosen = tuple(dict.fromkeys(seeds))
     if not chosen:
         raise StudyError("seeds", "none given; give how many, or a list of whole numbers")
     for seed in chosen:
-        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-        if not whole or not 0 <= seed < 2**63:
+        number = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        if not number or not 0 <= seed < 2**63:
             raise StudyError("seeds", f"must be whole numbers from 0, got {seed!r}")
     return tuple(int(seed) for seed in chosen)
 

@@ -39,8 +39,8 @@ from thalweg.studies.spec import StudySpec
 
 __all__ = ["FINISHED", "OUTCOMES", "Store"]
 
-SCHEMA_VERSION = 2
-_READ = (1, 2)  # the first had no columns for factors
+SCHEMA_VERSION = 3
+_READ = (1, 2, 3)  # the first had no columns for factors, the second none for schedules
 BUSY_SECONDS = 30
 
 OUTCOMES = ("completed", "diverged", "stopped", "timed out")
@@ -71,7 +71,11 @@ _outcomes = Table(
     Column("seed", Integer, nullable=False),
     Column("batch_size", Integer, nullable=False),
     # The default is for runs from before there was a factor.
-    *(Column(factor.name, String, nullable=False, server_default="") for factor in FACTORS),
+    *(
+        Column(factor.name, String, nullable=False, server_default="")
+        for factor in FACTORS
+        if factor.name != "batch_size"
+    ),
     Column("outcome", String, nullable=False),
     Column("step", Integer, nullable=False),
     Column("epoch", Integer, nullable=False),
