@@ -1,0 +1,173 @@
+"""A range test of a person's own model and optimizer, which it only ever sees copies of."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from thalweg.errors import ArgumentError
+from thalweg.replicas import Factors
+from thalweg.tune.curve import Array, diverged
+
+__all__ = ["Borrowed"]
+
+POINTS = 10  # of the curve of a rate that is checked
+
+
+class Borrowed:
+    """A model with its optimizer, loss and data, none of which is ever touched.
+
+    Args:
+        model: as it stands; copies start from its weights.
+        optimizer: any, over its parameters. Of several groups the ratios of their rates are kept:
+            a rate is that of the largest.
+        loss: ``(outputs, targets) -> scalar``.
+        data: batches ``(inputs, targets)``, to be gone through again and again.
+
+    Raises:
+        ArgumentError: for what cannot be copied or gone through, naming it.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, loss: Callable[..., Tensor], data: Any
+    ) -> None:
+        self._model, self._optimizer, self._loss, self._data = model, optimizer, loss, data
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        if not max(rates) > 0:
+            raise ArgumentError(
+                "optimizer", f"its learning rates are {rates}; the largest must be above 0"
+            )
+        self._ratios = [rate / max(rates) for rate in rates]
+        owned = {id(p) for p in model.parameters()}
+        if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
+            raise ArgumentError("optimizer", "holds no parameter of the model; make it from these")
+        if iter(data) is data:
+            raise ArgumentError(
+                "data", "is an iterator, which a range test would use up; give what makes it"
+            )
+
+    def sweep(
+        self, lr: float, factors: Factors, steps: int, seeds: Sequence[int]
+    ) -> tuple[Array, pd.DataFrame]:
+        """As `thalweg.tune.replicated.sweep`; seeds are of the order of batches, and of dropout."""
+        rates = lr * factors(np.arange(steps))
+        losses = np.full((len(seeds), steps), np.nan)
+        for run, seed in enumerate(seeds):
+            seen = self._run(rates, seed, lambda seen: bool(np.isfinite(diverged(seen)[0])))
+            losses[run, : len(seen)] = seen
+            step = diverged(losses[run : run + 1])[0]
+            if np.isfinite(step):
+                losses[run, int(step) :] = np.nan
+        return losses, pd.DataFrame({"step": [], "run": [], "metric": []})
+
+    def trials(self, lrs: Sequence[float], steps: int, seeds: Sequence[int]) -> pd.DataFrame:
+        """As `thalweg.tune.replicated.trials`, with the training loss alone."""
+        ends = np.unique(np.linspace(0, steps, POINTS + 1).astype(int))[1:].tolist()
+        rows = []
+        for lr in lrs:
+            for seed in seeds:
+                seen = np.full(steps, np.nan)
+                found = self._run(np.full(steps, lr), seed, lambda seen: not np.isfinite(seen[0, -1]))
+                seen[: len(found)] = found
+                start = 0
+                for end in ends:
+                    mean = float(seen[start:end].mean())
+                    rows.append({"lr": lr, "seed": seed, "step": end, "train_loss": mean})
+                    start = end
+        return pd.DataFrame(rows).assign(loss=np.nan, metric=np.nan)
+
+    def _run(self, rates: Array, seed: int, over: Callable[[Array], bool]) -> list[float]:
+        """Losses of a copy that is trained at these rates, until it is over: ``(1, steps)``."""
+        with _random_state(self._data):
+            model, optimizer = self._copies()
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - what a person's own data may draw from
+            random.seed(seed)
+            model.train()
+            batches = self._batches(next(model.parameters()).device)
+            found: list[float] = []
+            for rate in rates:
+                for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
+                    if isinstance(group["lr"], Tensor):
+                        group["lr"].fill_(float(rate) * ratio)
+                    else:
+                        group["lr"] = float(rate) * ratio
+                x, y = next(batches)
+
+                def closure(x: Any = x, y: Any = y) -> Tensor:
+                    optimizer.zero_grad()
+                    loss = self._loss(_called(model, x), y)
+                    if not isinstance(loss, Tensor) or loss.numel() != 1:
+                        raise ArgumentError(
+                            "loss",
+                            f"must return one number, a scalar tensor; it returned "
+                            f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss)}",
+                        )
+                    loss.backward()
+                    return loss.detach()
+
+                found.append(float(optimizer.step(closure)))
+                if over(np.array([found])):
+                    break
+        return found
+
+    def _copies(self) -> tuple[nn.Module, Optimizer]:
+        try:
+            model, optimizer = deepcopy((self._model, self._optimizer))
+        except Exception as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ArgumentError(
+                "model",
+                f"it and its optimizer cannot be copied ({first}); give a thalweg.Task with a "
+                f"function that makes the model",
+            ) from None
+        return model, optimizer
+
+    def _batches(self, device: torch.device) -> Iterator[tuple[Any, Any]]:
+        while True:
+            empty = True
+            for batch in self._data:
+                empty = False
+                if not isinstance(batch, tuple | list) or len(batch) != 2:
+                    raise ArgumentError(
+                        "data",
+                        f"must give batches (inputs, targets), and gave {type(batch).__name__}",
+                    )
+                yield tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, tuple(batch))
+            if empty:
+                raise ArgumentError("data", "gives no batch at all; a loader with data is needed")
+
+
+def _called(model: nn.Module, x: Any) -> Any:
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple | list) else model(x)
+
+
+@contextmanager
+def _random_state(data: Any) -> Iterator[None]:
+    """Leave all random states as they are found: torch's, NumPy's, Python's and a loader's own."""
+    holders = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    own = {
+        id(g): g
+        for g in (getattr(holder, "generator", None) for holder in holders)
+        if isinstance(g, torch.Generator)
+    }
+    before = [(g, g.get_state()) for g in own.values()]
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        np.random.set_state(numpy)  # noqa: NPY002
+        random.setstate(python)
+        for generator, state in before:
+            generator.set_state(state)

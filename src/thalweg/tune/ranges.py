@@ -1,0 +1,344 @@
+"""The learning rate range test: which rate to begin with, from one short run of rising rates."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from thalweg.errors import ArgumentError
+from thalweg.optim.base import RuleOptimizer
+from thalweg.optim.registry import OPTIMIZERS, enter, key
+from thalweg.rules import Rule
+from thalweg.tasks import Metric, Task, TaskError, load
+from thalweg.tasks.losses import LOSSES
+from thalweg.tasks.trial import first_batch
+from thalweg.tune import replicated
+from thalweg.tune.borrowed import Borrowed
+from thalweg.tune.curve import Array, Marks, diverged, marks, smooth, turning
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["LRRange", "RangeError", "lr_range_test"]
+
+Named: TypeAlias = str | Rule | type[RuleOptimizer]
+
+# Rates looked at beyond the usual ones of an optimizer, on either side.
+BEYOND = 100.0
+USUAL = (1e-5, 1e-1)  # of an optimizer that is not in the registry
+
+# Rates checked are so far apart, around those that the curve points at.
+APART = math.sqrt(10)
+CHECKED = 9
+CHECK_SEEDS = 4
+NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
+
+
+class RangeError(ArgumentError):
+    """Something asked of a range test that cannot be done."""
+
+
+@dataclass(frozen=True)
+class LRRange:
+    """What a range test found.
+
+    Attributes:
+        optimizer: as tables print it.
+        task: name of what was trained.
+        lrs: rate of each step, ascending, ``(steps,)``.
+        losses: of the batches, ``(runs, steps)``; NaN from where a run diverged.
+        smoothed: their mean over runs and neighbours, ``(steps,)``.
+        metrics: the metric on validation data as the rate rises, a row a rate: ``lr, metric,
+            low, high``, mean and range over the runs that had not diverged; empty where there is
+            none.
+        marks: rates that the curve of losses points at.
+        diverged_at: the rate at which half of the runs had diverged; None if they had not.
+        bounds: low and high for a cyclical schedule: where the metric starts to rise, and where it
+            is best and then turns (Smith, 2017); of the loss where there is no metric. None if it
+            never gets better.
+        checked: rates tried from the start, each kept for as many steps as the test has, a row a
+            rate, seed and look: ``lr, seed, step, train_loss, loss, metric``, the last two on
+            validation data.
+        suggestion: the rate to begin with; None if there is none.
+        interval: the rates that were as good when checked, low and high.
+        reason: why this rate, or why none, a sentence.
+        metric: name of the metric, empty for none.
+        percent: whether it is a fraction, to be shown in per cent.
+    """
+
+    optimizer: str
+    task: str
+    lrs: Array
+    losses: Array
+    smoothed: Array
+    metrics: pd.DataFrame = field(repr=False)
+    marks: Marks
+    diverged_at: float | None
+    bounds: tuple[float, float] | None
+    checked: pd.DataFrame = field(repr=False)
+    suggestion: float | None
+    interval: tuple[float, float] | None
+    reason: str
+    metric: str = ""
+    percent: bool = False
+
+    @property
+    def third(self) -> tuple[float, float] | None:
+        """Bounds by the rule of the third: from a third of the highest rate that still helps."""
+        return None if self.bounds is None else (self.bounds[1] / 3, self.bounds[1])
+
+    def figure(self) -> "go.Figure":
+        """Loss and metric against the rate, with what was found, and the rates that were checked."""
+        from thalweg.figures import range_test
+
+        return range_test(self)
+
+
+def lr_range_test(
+    task: str | Task | nn.Module,
+    optimizer: Named | Optimizer = "adam",
+    *,
+    lr: tuple[float, float] | None = None,
+    steps: int = 200,
+    scale: Literal["exponential", "linear"] = "exponential",
+    seeds: int | Sequence[int] = 8,
+    batch_size: int | None = None,
+    check: bool = True,
+    device: str = "cpu",
+    loss: str | Callable[..., Tensor] | None = None,
+    data: Any = None,
+) -> LRRange:
+    """Raise the learning rate over a short run, from several seeds at once, and suggest one.
+
+    Smith (2017), arXiv:1506.01186, section 3.3. A suggestion is then checked: the rates around what
+    the curve points at are each trained with from the start, and the middle of those that do best
+    is suggested.
+
+    Args:
+        task: what `thalweg.study` takes; or a module of one's own as it stands, with ``loss`` and
+            ``data``. Neither it nor its optimizer is touched: copies are trained.
+        optimizer: a name in the registry, a rule or class of one's own; with a module any
+            `torch.optim.Optimizer` over its parameters, whose groups keep the ratio of their rates.
+        lr: lowest and highest rate; by default a hundred times beyond what is usual.
+        steps: of the run, at least 20.
+        scale: how the rate rises.
+        seeds: how many runs, or which.
+        batch_size: samples a step; the task's by default.
+        check: whether the suggestion is checked; else it is the curve's valley.
+        device: as torch names it; with a module that of its parameters counts.
+        loss: with a module: a name in `thalweg.tasks.LOSSES` or a function.
+        data: with a module: what gives batches ``(inputs, targets)`` each time it is gone through.
+
+    Raises:
+        RangeError: for an argument that cannot be used, naming it, its value and what it may be.
+        TaskError: for a task that cannot be trained.
+    """
+    steps, chosen = _whole("steps", steps), _seeds(seeds)
+    if steps < 20:
+        raise RangeError("steps", f"{steps} are too few to see a trend; give at least 20")
+    if scale not in ("exponential", "linear"):
+        raise RangeError("scale", f"must be exponential or linear, got {scale!r}")
+    if isinstance(task, nn.Module):
+        borrowed, label, usual = _borrowed(task, optimizer, loss, data)
+        low, high = _ends(lr, usual)
+        factors = _ramp(low, high, steps, scale)
+        return _range(
+            label,
+            type(task).__name__,
+            None,
+            low * factors(np.arange(steps)),
+            partial(borrowed.sweep, low, factors, steps, chosen),
+            partial(borrowed.trials, steps=steps, seeds=chosen[:1]) if check else None,
+        )
+    for argument, value in (("loss", loss), ("data", data)):
+        if value is not None:
+            raise RangeError(argument, "is for a module of one's own; a task has its own")
+    found = load(task) if isinstance(task, str) else task
+    if not isinstance(found, Task):
+        raise RangeError("task", f"must be a name, a thalweg.Task or a module, got {task!r}")
+    if isinstance(optimizer, Optimizer):
+        raise RangeError("optimizer", "is of another model; with a task give a name or a rule")
+    entry = OPTIMIZERS[_named(optimizer)]
+    size = found.batch_size if batch_size is None else _whole("batch_size", batch_size)
+    if size > len(found.train):
+        raise RangeError("batch_size", f"{size} is more than the {len(found.train)} samples")
+    first_batch(found, size)
+    low, high = _ends(lr, entry.lr_range)
+    factors = _ramp(low, high, steps, scale)
+    run = {"task": found, "rule": entry.rule, "batch_size": size, "device": device, "steps": steps}
+    return _range(
+        entry.label,
+        found.name,
+        found.metric,
+        low * factors(np.arange(steps)),
+        partial(replicated.sweep, lr=low, factors=factors, seeds=chosen, **run),
+        partial(replicated.trials, seeds=chosen[:CHECK_SEEDS], **run) if check else None,
+    )
+
+
+def _range(
+    optimizer: str,
+    task: str,
+    metric: Metric | None,
+    lrs: Array,
+    sweep: Callable[[], tuple[Array, pd.DataFrame]],
+    trials: Callable[..., pd.DataFrame] | None,
+) -> LRRange:
+    losses, looks = sweep()
+    if not np.isfinite(losses[:, 0]).any():
+        raise RangeError(
+            "task", f"the loss of {task} is not finite at its first step, before any rate is tried"
+        )
+    smoothed = smooth(losses)
+    pointed = marks(lrs, smoothed)
+    ended = diverged(losses)
+    gone = np.sort(np.where(np.isfinite(ended), ended, np.inf))[(len(ended) - 1) // 2]
+    diverged_at = float(lrs[int(gone)]) if np.isfinite(gone) else None
+    curve = _metrics(lrs, looks)
+    bounds = (
+        turning(lrs, smoothed, False)
+        if metric is None or curve.empty
+        else turning(
+            curve["lr"].to_numpy(),
+            smooth(curve["metric"].to_numpy()[None]),
+            metric.higher_is_better,
+        )
+    )
+    checked = pd.DataFrame(columns=["lr", "seed", "step", "train_loss", "loss", "metric"])
+    suggestion, interval = pointed.valley, None
+    reason = "It is the valley of the curve of losses, and was not checked."
+    if suggestion is None:
+        reason = f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss."
+    elif trials is not None:
+        checked = trials(lrs=_around(lrs, pointed, diverged_at))
+        suggestion, interval, reason = _best(checked, metric)
+    return LRRange(
+        optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds, checked,
+        suggestion, interval, reason, "" if metric is None else metric.name,
+        metric is not None and metric.percent,
+    )  # fmt: skip
+
+
+def _metrics(lrs: Array, looks: pd.DataFrame) -> pd.DataFrame:
+    """The metric against the rate, over the runs that are left."""
+    columns = ["lr", "metric", "low", "high"]
+    if looks.empty:
+        return pd.DataFrame(columns=columns)
+    steps = looks.groupby("step")["metric"].agg(["mean", "min", "max"])
+    rates = lrs[steps.index.to_numpy(dtype=int)]
+    return pd.DataFrame(dict(zip(columns, (rates, *steps.to_numpy().T), strict=True)))
+
+
+def _around(lrs: Array, pointed: Marks, diverged_at: float | None) -> list[float]:
+    """Rates to check: from well below what the curve points at to where runs diverge."""
+    found = [m for m in (pointed.steepest, pointed.minimum, pointed.valley) if m is not None]
+    high = min(lrs[-1], diverged_at or math.inf, 10 * max(found) * APART)
+    low = max(lrs[0], min(found) / 10)
+    count = int(math.log(high / low) / math.log(APART)) + 1
+    rates = high / APART ** np.arange(max(3, min(CHECKED, count)))
+    return [float(f"{rate:.3g}") for rate in rates[::-1]]
+
+
+def _best(
+    checked: pd.DataFrame, metric: Metric | None
+) -> tuple[float | None, tuple[float, float] | None, str]:
+    """The middle of the rates that do best, those, and why."""
+    last = checked[checked["step"] == checked["step"].max()]
+    of = "train_loss" if metric is None else "metric"
+    sound = last.groupby("lr").filter(lambda one: bool(one[of].notna().all()))
+    if sound.empty:
+        return None, None, "Every rate that was checked diverged from some seed."
+    means = sound.groupby("lr")[[of, "train_loss"]].mean()
+    sign = 1.0 if metric is not None and metric.higher_is_better else -1.0
+    top = (sign * means[of]).max()
+    margin = NEAR if metric is not None and metric.percent else NEAR * abs(top)
+    if metric is None:
+        margin = 10 * margin  # a training loss tells less, by its last batches
+    good = means.index[sign * means[of] >= top - margin - 1e-12]
+    low, high = float(good.min()), float(good.max())
+    name = "training loss" if metric is None else f"validation {metric.name}"
+    reason = (
+        f"Trained with from the start, rates from {low:.3g} to {high:.3g} had the best {name} "
+        f"after {last['step'].iloc[0]} steps; this is their middle."
+        if high > low
+        else f"Trained with from the start, it had the best {name} after "
+        f"{last['step'].iloc[0]} steps."
+    )
+    return float(f"{math.sqrt(low * high):.3g}"), (low, high), reason
+
+
+def _ramp(low: float, high: float, steps: int, scale: str) -> Callable[[Any], Array]:
+    """Factors on the lowest rate; a rate beyond the last step stays."""
+
+    def rising(step: Any) -> Array:
+        part = np.minimum(np.asarray(step, dtype=np.float64) / (steps - 1), 1.0)
+        if scale == "linear":
+            return np.asarray(1 + (high / low - 1) * part)
+        return np.asarray((high / low) ** part)
+
+    return rising
+
+
+def _ends(lr: tuple[float, float] | None, usual: tuple[float, float]) -> tuple[float, float]:
+    if lr is None:
+        return usual[0] / BEYOND, usual[1] * BEYOND
+    try:
+        low, high = map(float, lr)
+    except (TypeError, ValueError):
+        raise RangeError("lr", f"must be two rates, low and high, got {lr!r}") from None
+    if not (0 < low < math.inf and 0 < high < math.inf):
+        raise RangeError("lr", f"rates must be positive and finite, got {low:g} and {high:g}")
+    if low >= high:
+        raise RangeError("lr", f"the low end {low:g} must be below the high end {high:g}")
+    return low, high
+
+
+def _named(optimizer: Named) -> str:
+    if isinstance(optimizer, str):
+        name = key(optimizer)
+        if name not in OPTIMIZERS:
+            raise RangeError(
+                "optimizer", f"there is no {optimizer!r}; choose from {', '.join(OPTIMIZERS)}"
+            )
+        return name
+    try:
+        return enter(optimizer).name
+    except (AttributeError, ValueError) as error:
+        raise RangeError("optimizer", f"must be a name or a rule ({error})") from None
+
+
+def _borrowed(
+    model: nn.Module, optimizer: Named | Optimizer, loss: Any, data: Any
+) -> tuple[Borrowed, str, tuple[float, float]]:
+    if not isinstance(optimizer, Optimizer):
+        raise RangeError("optimizer", f"with a module give its optimizer, got {optimizer!r}")
+    if loss is None or data is None:
+        raise RangeError("loss" if loss is None else "data", "is needed with a module of one's own")
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise RangeError("loss", f"there is no {loss!r}; choose from {', '.join(LOSSES)}")
+        loss = LOSSES[loss].of
+    name = key(type(optimizer).__name__)
+    usual = OPTIMIZERS[name].lr_range if name in OPTIMIZERS else USUAL
+    return Borrowed(model, optimizer, loss, data), type(optimizer).__name__, usual
+
+
+def _whole(argument: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise RangeError(argument, f"must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    if isinstance(seeds, int):
+        return list(range(_whole("seeds", seeds)))
+    chosen = list(dict.fromkeys(seeds))
+    if not chosen or not all(isinstance(s, int | np.integer) and 0 <= s < 2**63 for s in chosen):
+        raise RangeError("seeds", f"must be how many, or whole numbers from 0, got {seeds!r}")
+    return [int(seed) for seed in chosen]
