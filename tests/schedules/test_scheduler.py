@@ -286,11 +286,13 @@ def test_no_schedule_recompiles_the_kernel():
     assert optimizer._plan is plan
 
 
+# Torch's compiler imports what torch deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_no_schedule_recompiles_a_compiled_step():
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
-    optimizer = made(lambda p: torch.optim.Adam(p, lr=torch.tensor(0.5), capturable=False))
+    optimizer = made(lambda p: torch.optim.Adam(p, lr=torch.tensor(0.5)))
     scheduler = Scheduler(optimizer, s.cosine(20))
     counter = CompileCounter()
     step = torch.compile(optimizer.step, backend=counter)
