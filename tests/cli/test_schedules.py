@@ -48,7 +48,7 @@ def test_the_table_says_what_would_be_typed(run):
         (["cosin"], "NAMES: there is no schedule 'cosin'; did you mean cosine?"),
         (["step:siz=3"], "NAMES: 'step:siz=3': step has no parameter 'siz'; it has size, gamma"),
         (["step", "cosine:steps=3"], "NAMES: 'cosine:steps=3': ends after 3 steps and the"),
-        (["exp:gamma=10", "--steps", "4000"], "NAMES: exp(10) is no finite number at step 309"),
+        (["exp:gamma=10", "--steps", "400"], "NAMES: exp(10) is no finite number at step 309"),
         (["--steps", "0"], "--steps: must be a whole number of at least 1, got 0"),
         (["--steps", "x"], "--steps"),
         (["--steps-per-epoch", "0"], "--steps-per-epoch: must be a whole number of at least 1"),

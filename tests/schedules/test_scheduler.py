@@ -157,6 +157,20 @@ def test_a_scaler_that_skips():
     assert found == [0.25, 0.25, 0.125]
 
 
+def test_long_trainings_and_what_fails_later():
+    """Factors are computed ahead; what is wrong with one yet to come is none of this step's."""
+    optimizer = made()
+    grows = s.Schedule("grows", None, lambda t: np.where(t < 700, 1 + t, np.inf))
+    scheduler = Scheduler(optimizer, grows)
+    assert np.ravel(advance(optimizer, scheduler, 699)).tolist() == [0.5 * t for t in range(1, 700)]
+    optimizer.step()
+    with pytest.raises(ScheduleError, match="grows is no finite number at step 700"):
+        scheduler.step()
+    scheduler.schedule = s.exp(1.0)
+    scheduler.step()
+    assert rates(optimizer) == [0.5]
+
+
 def test_past_the_end_nothing_changes():
     optimizer = made()
     scheduler = Scheduler(optimizer, s.cosine(3, end=0.5))
