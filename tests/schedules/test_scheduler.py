@@ -157,6 +157,20 @@ def test_a_scaler_that_skips():
     assert found == [0.25, 0.25, 0.125]
 
 
+def test_long_trainings_and_what_fails_later():
+    """Factors are computed ahead; what is wrong with one yet to come is none of this step's."""
+    optimizer = made()
+    grows = s.Schedule("grows", None, lambda t: np.where(t < 700, 1 + t, np.inf))
+    scheduler = Scheduler(optimizer, grows)
+    assert np.ravel(advance(optimizer, scheduler, 699)).tolist() == [0.5 * t for t in range(1, 700)]
+    optimizer.step()
+    with pytest.raises(ScheduleError, match="grows is no finite number at step 700"):
+        scheduler.step()
+    scheduler.schedule = s.exp(1.0)
+    scheduler.step()
+    assert rates(optimizer) == [0.5]
+
+
 def test_past_the_end_nothing_changes():
     optimizer = made()
     scheduler = Scheduler(optimizer, s.cosine(3, end=0.5))
@@ -286,11 +300,13 @@ def test_no_schedule_recompiles_the_kernel():
     assert optimizer._plan is plan
 
 
+# Torch's compiler imports what torch deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_no_schedule_recompiles_a_compiled_step():
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
-    optimizer = made(lambda p: torch.optim.Adam(p, lr=torch.tensor(0.5), capturable=False))
+    optimizer = made(lambda p: torch.optim.Adam(p, lr=torch.tensor(0.5)))
     scheduler = Scheduler(optimizer, s.cosine(20))
     counter = CompileCounter()
     step = torch.compile(optimizer.step, backend=counter)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from thalweg.schedules import Schedule
 
 __all__ = ["schedules"]
@@ -36,43 +38,44 @@ def schedules(
     ] = False,
 ) -> None:
     """Draw learning-rate schedules over a training, and print what they are."""
-    from thalweg.schedules import SCHEDULES, ScheduleError, parse
+    from thalweg.schedules import SCHEDULES, ScheduleError, frame, parse
 
     if not (math.isfinite(lr) and lr > 0):
         raise typer.BadParameter(f"must be a number above 0, got {lr:g}", param_hint="--lr")
     if out.is_dir():
         raise typer.BadParameter(f"{out} is a folder; give the path of a file", param_hint="--out")
+    everything = (*SCHEDULES, COMPOSED) if steps > 1 else SCHEDULES
     try:
-        chosen = {
-            name: parse(name, steps, steps_per_epoch) for name in names or (*SCHEDULES, COMPOSED)
-        }
-        rates = {name: lr * schedule(range(steps)) for name, schedule in chosen.items()}
+        chosen = {name: parse(name, steps, steps_per_epoch) for name in names or everything}
+        factors = frame(chosen, steps)
     except ScheduleError as error:
         hint = f"--{error.argument.replace('_', '-')}"
         if error.argument not in ("steps", "steps_per_epoch"):
             hint = "NAMES"
         raise typer.BadParameter(error.problem, param_hint=hint) from None
-    _draw(chosen, bool(names), steps, lr, out)
+    _draw(factors, bool(names), steps, lr, out)
     if json:
         rows = [
-            {"name": name, "schedule": schedule.text, "meaning": _meaning(name)}
-            | {"lr": rates[name].tolist()}
+            {
+                "name": name,
+                "schedule": schedule.text,
+                "meaning": _meaning(name),
+                "lr": (lr * schedule(range(steps))).tolist(),
+            }
             for name, schedule in chosen.items()
         ]
         sys.stdout.write(jsons.dumps(rows) + "\n")
     else:
-        _table(chosen, rates, steps)
+        _table(chosen, steps, lr)
     typer.echo(f"Figure: {out}", err=json)
 
 
-def _draw(chosen: "dict[str, Schedule]", together: bool, steps: int, lr: float, out: Path) -> None:
+def _draw(factors: "pd.DataFrame", together: bool, steps: int, lr: float, out: Path) -> None:
     from thalweg.figures.html import page
     from thalweg.figures.schedules import schedule_lines
     from thalweg.figures.schedules import schedules as side_by_side
     from thalweg.files import whole
-    from thalweg.schedules import frame
 
-    factors = frame(chosen, steps)
     figure = schedule_lines(factors, lr) if together else side_by_side(factors, lr)
     caption = (
         f"The rate at each of the {steps:,} steps of a training, for a base learning rate of "
@@ -93,7 +96,7 @@ def _meaning(name: str) -> str:
     return SCHEDULES[name].meaning if name in SCHEDULES else ""
 
 
-def _table(chosen: "dict[str, Schedule]", rates: dict[str, Any], steps: int) -> None:
+def _table(chosen: "dict[str, Schedule]", steps: int, lr: float) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -109,14 +112,10 @@ def _table(chosen: "dict[str, Schedule]", rates: dict[str, Any], steps: int) -> 
     for name, schedule in chosen.items():
         what = Text(_meaning(name) or schedule.text)
         if name in SCHEDULES and (filled := SCHEDULES[name].filled(steps)):
-            given = ", ".join(
-                f"{key}={value if isinstance(value, str) else typed(value)}"
-                for key, value in filled.items()
-            )
+            given = ", ".join(f"{key}={_typed(value)}" for key, value in filled.items())
             what.append(f"\n{given}", style="dim")
-        mine = rates[name]
-        at = (0, len(mine) // 2, -1)
-        table.add_row(Text(name), what, *(number(float(mine[i])) for i in at))
+        rates = lr * schedule([0, steps // 2, steps - 1])
+        table.add_row(Text(name), what, *(number(float(rate)) for rate in rates))
     Console().print(table)
 
 

@@ -55,7 +55,7 @@ class Schedule:
         t = np.asarray(step)
         if t.size and t.dtype.kind not in "iuf":
             raise ScheduleError("step", f"{self.text} takes whole numbers of steps, got {step!r}")
-        # Also a single one as a vector: NumPy's power of a number rounds otherwise than of an array.
+        # One is a vector too: the power of a number is rounded otherwise than that of an array.
         shape, t = t.shape, t.astype(np.float64).ravel()
         self._check(t)
         with np.errstate(over="ignore"):  # what is too large is an error below

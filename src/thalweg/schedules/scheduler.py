@@ -1,9 +1,11 @@
 """A schedule applied to an optimizer."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -11,6 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from thalweg.schedules.schedule import Schedule, ScheduleError
 
 __all__ = ["Scheduler"]
+
+_AHEAD = 256  # steps whose factors are computed at once, as one takes as long as all of them
 
 
 class Scheduler(LRScheduler):
@@ -51,6 +55,7 @@ class Scheduler(LRScheduler):
         self.optimizer = optimizer
         self.schedule = schedule if isinstance(schedule, Schedule) else _several(schedule)
         self.base_lrs: list[float | Tensor] = []
+        self._ahead: dict[int, tuple[Schedule, int, list[float]]] = {}
         self._set(step, stepped=False)
         self._watch()
 
@@ -168,9 +173,9 @@ class Scheduler(LRScheduler):
 
     def _rates(self, bases: Sequence[float | Tensor], step: int) -> list[float]:
         if isinstance(self.schedule, Schedule):
-            factors = [self.schedule(step)] * len(bases)
+            factors = [self._factor(0, self.schedule, step)] * len(bases)
         elif len(self.schedule) == len(bases):
-            factors = [schedule(step) for schedule in self.schedule]
+            factors = [self._factor(i, one, step) for i, one in enumerate(self.schedule)]
         else:
             raise ScheduleError(
                 "schedule",
@@ -178,6 +183,16 @@ class Scheduler(LRScheduler):
                 "a Scheduler with one for each, or one for all",
             )
         return [float(base) * factor for base, factor in zip(bases, factors, strict=True)]
+
+    def _factor(self, i: int, schedule: Schedule, step: int) -> float:
+        known, first, factors = self._ahead.get(i, (None, 0, []))
+        if known is schedule and first <= step < first + len(factors):
+            return factors[step - first]
+        factor = schedule(step)
+        end = step + _AHEAD if schedule.steps is None else min(step + _AHEAD, schedule.steps + 1)
+        with suppress(ScheduleError):  # of a step to come, which may never
+            self._ahead[i] = schedule, step, schedule(np.arange(step, end)).tolist()
+        return factor
 
     def _text(self) -> str | list[str]:
         if isinstance(self.schedule, Schedule):
