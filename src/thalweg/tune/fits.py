@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -91,15 +92,16 @@ def largest_batch(
 
     On a GPU, what runs out of memory raises. On the CPU, Linux would rather kill the process, so
     each trial runs under a lower limit of the process (``RLIMIT_DATA``, the memory of its own that
-    it may map): what is in its memory now, and fifteen sixteenths of what machine, container and
-    standing limits leave. An allocation beyond that raises, as it does in other threads of the
-    process meanwhile. Other systems have no such limit, and are protected by the prediction alone.
+    it may map): beyond what it has, fifteen sixteenths of what machine, container and standing
+    limits leave. An allocation beyond that raises, as it does in other threads of the process
+    meanwhile. Other systems have no such limit, and are protected by the prediction alone.
 
     On Linux, memory on the CPU is measured as the peak of what is resident, which starts anew for
     each trial, in what the system tells of the process too; elsewhere by looking every 2 ms, which
     misses shorter peaks; on a GPU as what tensors take.
 
-    The global random state of torch is left as it was, and all memory is given back.
+    The global random states of torch, NumPy and Python are left as they were, and all memory is
+    given back.
 
     Args:
         task: what `thalweg.tasks.load` takes, or a `thalweg.Task`.
@@ -120,12 +122,24 @@ def largest_batch(
     entry = _entry(optimizer)
     place = _device(device)
     most = len(task.train) if maximum is None else _whole(maximum)
-    with torch.random.fork_rng(devices=_gpus()):
+    with _random_states():
         available = _available(place)
         try:
             return _search(task, entry, place, most, available)
         finally:
             _free()
+
+
+@contextmanager
+def _random_states() -> Iterator[None]:
+    """Leave those of torch, NumPy and Python as they are."""
+    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=_gpus()):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _entry(optimizer: str) -> Entry:
@@ -297,9 +311,8 @@ def _available(device: torch.device) -> int:
 def _limited(device: torch.device) -> Iterator[None]:
     """Let this process take most of what is available now; more raises, and nothing is killed.
 
-    Memory of its own that is mapped counts, touched or not, so that what is resident can never be
-    more. Address space (``RLIMIT_AS``) would count what CUDA and threads reserve, and never touch,
-    and what files are mapped.
+    ``RLIMIT_DATA`` counts memory of its own that is mapped, and not, as ``RLIMIT_AS`` does, files
+    and what threads and CUDA reserve.
     """
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         yield
@@ -307,13 +320,27 @@ def _limited(device: torch.device) -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _status("RssAnon") + int((1 - MARGIN) * available_memory())
+    limit = _status("VmData") - _freed() + int((1 - MARGIN) * available_memory())
     standing = [value for value in (soft, hard) if value != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min([limit, *standing]), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _freed() -> int:
+    """Bytes that are mapped for small tensors but given back: available, and outside of a limit."""
+    lines: Iterator[str] = iter(())
+    with suppress(OSError):  # some kernels do not tell
+        lines = iter((PROC / "smaps").read_text().splitlines())
+    if not any(line.endswith("[heap]") for line in lines):
+        return 0
+    size, resident = (
+        next(int(line.split()[1]) for line in lines if line.startswith(name))
+        for name in ("Size:", "Rss:")
+    )
+    return 1024 * (size - resident)
 
 
 def _status(name: str) -> int:
