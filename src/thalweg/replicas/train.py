@@ -260,7 +260,9 @@ class Training:
         self._model, self._parameters, self._constants = stack(task, seeds, device)
         self._updates = Updates(replicas, self._parameters)
         self._batches = _Batches(data, seeds, budget)
+        self._data = data
         self._samples = [t.contiguous() for t in data.tensors]
+        self._parts: dict[tuple[int, ...], Program] = {}
         self.present = np.arange(len(replicas))
         self.alive = np.ones(len(replicas), dtype=bool)
         self._seconds = np.zeros(len(replicas))
@@ -332,6 +334,36 @@ class Training:
     def evaluate(self, split: Split) -> tuple[Array, Array]:
         """Mean loss and metric of every place over a data set on the device, ``(places,)`` each."""
         return _evaluate(self.passes, self._parameters, self._constants, split)
+
+    def gradients(self, index: Tensor) -> list[Tensor]:
+        """Gradients of small batches at the present weights, which stay.
+
+        Args:
+            index: int64, samples of the training data, ``(places, batches, samples)``.
+
+        Returns:
+            One tensor a parameter, ``(places, batches, *shape)``.
+        """
+        places, batches, size = index.shape
+        stacks = [p.repeat_interleave(batches, 0) for p in self._parameters]
+        constants = [c.repeat_interleave(batches, 0) for c in self._constants]
+        x, y = self._data[index.reshape(places * batches, size).to(self._device)]
+        if index.shape not in self._parts:
+            self._parts[index.shape] = build(
+                self._task, self._model, stacks, constants, (x, y), False, "eager"
+            )
+        program = self._parts[index.shape]
+        alone = program.backend == "one by one"
+        found = []
+        with nullcontext() if program.concurrent else self._state:
+            for i in range(places * batches if alone else 1):
+                mine = slice(i, i + 1) if alone else slice(None)
+                batch = tree_map(lambda t, at=i if alone else mine: t[at], (x, y))
+                found.append(
+                    program.step([s[mine] for s in stacks], [c[mine] for c in constants], *batch)[1]
+                )
+        joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        return [g.reshape(places, batches, *g.shape[1:]) for g in joined]
 
     def tensors_of(self, place: int) -> dict[str, Tensor]:
         """Copies of a replica's parameters and buffers, by name."""

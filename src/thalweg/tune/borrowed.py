@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from thalweg.errors import ArgumentError
 from thalweg.replicas import Factors
+from thalweg.tune.arguments import TuneError
 from thalweg.tune.curve import Array, diverged
 
 __all__ = ["Borrowed"]
@@ -33,7 +33,7 @@ class Borrowed:
         data: batches ``(inputs, targets)``, to be gone through again and again.
 
     Raises:
-        ArgumentError: for what cannot be copied or gone through, naming it.
+        TuneError: for what cannot be copied or gone through, naming it.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class Borrowed:
         self._model, self._optimizer, self._loss, self._data = model, optimizer, loss, data
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         if not max(rates) > 0:
-            raise ArgumentError(
+            raise TuneError(
                 "optimizer", f"its learning rates are {rates}; the largest must be above 0"
             )
         self._ratios = [rate / max(rates) for rate in rates]
         owned = {id(p) for p in model.parameters()}
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
-            raise ArgumentError("optimizer", "holds no parameter of the model; make it from these")
+            raise TuneError("optimizer", "holds no parameter of the model; make it from these")
         if iter(data) is data:
-            raise ArgumentError(
+            raise TuneError(
                 "data", "is an iterator, which a range test would use up; give what makes it"
             )
 
@@ -75,7 +75,7 @@ class Borrowed:
         for lr in lrs:
             for seed in seeds:
                 seen = np.full(steps, np.nan)
-                found = self._run(np.full(steps, lr), seed, lambda seen: not np.isfinite(seen[0, -1]))
+                found = self._run(np.full(steps, lr), seed, _broken)
                 seen[: len(found)] = found
                 start = 0
                 for end in ends:
@@ -106,15 +106,15 @@ class Borrowed:
                     optimizer.zero_grad()
                     loss = self._loss(_called(model, x), y)
                     if not isinstance(loss, Tensor) or loss.numel() != 1:
-                        raise ArgumentError(
+                        raise TuneError(
                             "loss",
                             f"must return one number, a scalar tensor; it returned "
                             f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss)}",
                         )
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     return loss.detach()
 
-                found.append(float(optimizer.step(closure)))
+                found.append(float(optimizer.step(closure)))  # type: ignore[arg-type]
                 if over(np.array([found])):
                     break
         return found
@@ -124,7 +124,7 @@ class Borrowed:
             model, optimizer = deepcopy((self._model, self._optimizer))
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ArgumentError(
+            raise TuneError(
                 "model",
                 f"it and its optimizer cannot be copied ({first}); give a thalweg.Task with a "
                 f"function that makes the model",
@@ -137,13 +137,17 @@ class Borrowed:
             for batch in self._data:
                 empty = False
                 if not isinstance(batch, tuple | list) or len(batch) != 2:
-                    raise ArgumentError(
+                    raise TuneError(
                         "data",
                         f"must give batches (inputs, targets), and gave {type(batch).__name__}",
                     )
                 yield tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, tuple(batch))
             if empty:
-                raise ArgumentError("data", "gives no batch at all; a loader with data is needed")
+                raise TuneError("data", "gives no batch at all; a loader with data is needed")
+
+
+def _broken(seen: Array) -> bool:
+    return not np.isfinite(seen[0, -1])
 
 
 def _called(model: nn.Module, x: Any) -> Any:

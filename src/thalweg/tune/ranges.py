@@ -3,31 +3,26 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.errors import ArgumentError
-from thalweg.optim.base import RuleOptimizer
-from thalweg.optim.registry import OPTIMIZERS, enter, key
-from thalweg.rules import Rule
-from thalweg.tasks import Metric, Task, TaskError, load
+from thalweg.optim.registry import OPTIMIZERS, key
+from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.losses import LOSSES
 from thalweg.tasks.trial import first_batch
-from thalweg.tune import replicated
+from thalweg.tune.arguments import Named, TuneError, named, seeds_of, whole
 from thalweg.tune.borrowed import Borrowed
 from thalweg.tune.curve import Array, Marks, diverged, marks, smooth, turning
+from thalweg.tune.replicated import Setup, sweep, trials
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["LRRange", "RangeError", "lr_range_test"]
-
-Named: TypeAlias = str | Rule | type[RuleOptimizer]
+__all__ = ["LRRange", "lr_range_test"]
 
 # Rates looked at beyond the usual ones of an optimizer, on either side.
 BEYOND = 100.0
@@ -38,10 +33,6 @@ APART = math.sqrt(10)
 CHECKED = 9
 CHECK_SEEDS = 4
 NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
-
-
-class RangeError(ArgumentError):
-    """Something asked of a range test that cannot be done."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ class LRRange:
         return None if self.bounds is None else (self.bounds[1] / 3, self.bounds[1])
 
     def figure(self) -> "go.Figure":
-        """Loss and metric against the rate, with what was found, and the rates that were checked."""
+        """Loss and metric against the rate, what was found, and the rates that were checked."""
         from thalweg.figures import range_test
 
         return range_test(self)
@@ -136,14 +127,14 @@ def lr_range_test(
         data: with a module: what gives batches ``(inputs, targets)`` each time it is gone through.
 
     Raises:
-        RangeError: for an argument that cannot be used, naming it, its value and what it may be.
+        TuneError: for an argument that cannot be used, naming it, its value and what it may be.
         TaskError: for a task that cannot be trained.
     """
-    steps, chosen = _whole("steps", steps), _seeds(seeds)
+    steps, chosen = whole("steps", steps), seeds_of(seeds)
     if steps < 20:
-        raise RangeError("steps", f"{steps} are too few to see a trend; give at least 20")
+        raise TuneError("steps", f"{steps} are too few to see a trend; give at least 20")
     if scale not in ("exponential", "linear"):
-        raise RangeError("scale", f"must be exponential or linear, got {scale!r}")
+        raise TuneError("scale", f"must be exponential or linear, got {scale!r}")
     if isinstance(task, nn.Module):
         borrowed, label, usual = _borrowed(task, optimizer, loss, data)
         low, high = _ends(lr, usual)
@@ -153,32 +144,32 @@ def lr_range_test(
             type(task).__name__,
             None,
             low * factors(np.arange(steps)),
-            partial(borrowed.sweep, low, factors, steps, chosen),
-            partial(borrowed.trials, steps=steps, seeds=chosen[:1]) if check else None,
+            lambda: borrowed.sweep(low, factors, steps, chosen),
+            (lambda rates: borrowed.trials(rates, steps, chosen[:1])) if check else None,
         )
     for argument, value in (("loss", loss), ("data", data)):
         if value is not None:
-            raise RangeError(argument, "is for a module of one's own; a task has its own")
+            raise TuneError(argument, "is for a module of one's own; a task has its own")
     found = load(task) if isinstance(task, str) else task
     if not isinstance(found, Task):
-        raise RangeError("task", f"must be a name, a thalweg.Task or a module, got {task!r}")
+        raise TuneError("task", f"must be a name, a thalweg.Task or a module, got {task!r}")
     if isinstance(optimizer, Optimizer):
-        raise RangeError("optimizer", "is of another model; with a task give a name or a rule")
-    entry = OPTIMIZERS[_named(optimizer)]
-    size = found.batch_size if batch_size is None else _whole("batch_size", batch_size)
+        raise TuneError("optimizer", "is of another model; with a task give a name or a rule")
+    entry = OPTIMIZERS[named(optimizer)]
+    size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(found.train):
-        raise RangeError("batch_size", f"{size} is more than the {len(found.train)} samples")
+        raise TuneError("batch_size", f"{size} is more than the {len(found.train)} samples")
     first_batch(found, size)
     low, high = _ends(lr, entry.lr_range)
     factors = _ramp(low, high, steps, scale)
-    run = {"task": found, "rule": entry.rule, "batch_size": size, "device": device, "steps": steps}
+    run = Setup(found, entry.rule, steps, size, device)
     return _range(
         entry.label,
         found.name,
         found.metric,
         low * factors(np.arange(steps)),
-        partial(replicated.sweep, lr=low, factors=factors, seeds=chosen, **run),
-        partial(replicated.trials, seeds=chosen[:CHECK_SEEDS], **run) if check else None,
+        lambda: sweep(run, low, factors, chosen),
+        (lambda rates: trials(run, rates, chosen[:CHECK_SEEDS])) if check else None,
     )
 
 
@@ -187,12 +178,12 @@ def _range(
     task: str,
     metric: Metric | None,
     lrs: Array,
-    sweep: Callable[[], tuple[Array, pd.DataFrame]],
-    trials: Callable[..., pd.DataFrame] | None,
+    raise_it: Callable[[], tuple[Array, pd.DataFrame]],
+    try_at: Callable[[Sequence[float]], pd.DataFrame] | None,
 ) -> LRRange:
-    losses, looks = sweep()
+    losses, looks = raise_it()
     if not np.isfinite(losses[:, 0]).any():
-        raise RangeError(
+        raise TuneError(
             "task", f"the loss of {task} is not finite at its first step, before any rate is tried"
         )
     smoothed = smooth(losses)
@@ -215,8 +206,8 @@ def _range(
     reason = "It is the valley of the curve of losses, and was not checked."
     if suggestion is None:
         reason = f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss."
-    elif trials is not None:
-        checked = trials(lrs=_around(lrs, pointed, diverged_at))
+    elif try_at is not None:
+        checked = try_at(_around(lrs, pointed, diverged_at))
         suggestion, interval, reason = _best(checked, metric)
     return LRRange(
         optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds, checked,
@@ -291,54 +282,25 @@ def _ends(lr: tuple[float, float] | None, usual: tuple[float, float]) -> tuple[f
     try:
         low, high = map(float, lr)
     except (TypeError, ValueError):
-        raise RangeError("lr", f"must be two rates, low and high, got {lr!r}") from None
+        raise TuneError("lr", f"must be two rates, low and high, got {lr!r}") from None
     if not (0 < low < math.inf and 0 < high < math.inf):
-        raise RangeError("lr", f"rates must be positive and finite, got {low:g} and {high:g}")
+        raise TuneError("lr", f"rates must be positive and finite, got {low:g} and {high:g}")
     if low >= high:
-        raise RangeError("lr", f"the low end {low:g} must be below the high end {high:g}")
+        raise TuneError("lr", f"the low end {low:g} must be below the high end {high:g}")
     return low, high
-
-
-def _named(optimizer: Named) -> str:
-    if isinstance(optimizer, str):
-        name = key(optimizer)
-        if name not in OPTIMIZERS:
-            raise RangeError(
-                "optimizer", f"there is no {optimizer!r}; choose from {', '.join(OPTIMIZERS)}"
-            )
-        return name
-    try:
-        return enter(optimizer).name
-    except (AttributeError, ValueError) as error:
-        raise RangeError("optimizer", f"must be a name or a rule ({error})") from None
 
 
 def _borrowed(
     model: nn.Module, optimizer: Named | Optimizer, loss: Any, data: Any
 ) -> tuple[Borrowed, str, tuple[float, float]]:
     if not isinstance(optimizer, Optimizer):
-        raise RangeError("optimizer", f"with a module give its optimizer, got {optimizer!r}")
+        raise TuneError("optimizer", f"with a module give its optimizer, got {optimizer!r}")
     if loss is None or data is None:
-        raise RangeError("loss" if loss is None else "data", "is needed with a module of one's own")
+        raise TuneError("loss" if loss is None else "data", "is needed with a module of one's own")
     if isinstance(loss, str):
         if loss not in LOSSES:
-            raise RangeError("loss", f"there is no {loss!r}; choose from {', '.join(LOSSES)}")
+            raise TuneError("loss", f"there is no {loss!r}; choose from {', '.join(LOSSES)}")
         loss = LOSSES[loss].of
     name = key(type(optimizer).__name__)
     usual = OPTIMIZERS[name].lr_range if name in OPTIMIZERS else USUAL
     return Borrowed(model, optimizer, loss, data), type(optimizer).__name__, usual
-
-
-def _whole(argument: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise RangeError(argument, f"must be a whole number of at least 1, got {value!r}")
-    return int(value)
-
-
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    if isinstance(seeds, int):
-        return list(range(_whole("seeds", seeds)))
-    chosen = list(dict.fromkeys(seeds))
-    if not chosen or not all(isinstance(s, int | np.integer) and 0 <= s < 2**63 for s in chosen):
-        raise RangeError("seeds", f"must be how many, or whole numbers from 0, got {seeds!r}")
-    return [int(seed) for seed in chosen]

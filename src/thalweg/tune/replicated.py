@@ -1,6 +1,7 @@
 """A range test of a task: all seeds, and all rates that are checked, as replicas."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from thalweg.rules import Rule
 from thalweg.tasks import Split, Task
 from thalweg.tune.curve import Array, diverged
 
-__all__ = ["sweep", "trials"]
+__all__ = ["Setup", "sweep", "trials"]
 
 # Steps between looks at the metric, and samples that it is taken over: as many as show a trend.
 EVERY = 4
@@ -20,37 +21,50 @@ SEEN = 512
 POINTS = 10  # of the curve of a rate that is checked
 
 
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What all runs of a range test share.
+
+    Attributes:
+        task: what is trained.
+        rule: of the optimizer.
+        steps: of each run.
+        batch_size: samples a step.
+        device: as torch names it.
+    """
+
+    task: Task
+    rule: Rule
+    steps: int
+    batch_size: int
+    device: str
+
+    def start(self, replicas: Sequence[Replica]) -> Training:
+        """Replicas before their first step."""
+        per_epoch = len(self.task.train) // self.batch_size
+        budget = Budget(per_epoch, self.batch_size, per_epoch)
+        return Training(self.task, replicas, budget, device=self.device)
+
+
 def sweep(
-    task: Task,
-    rule: Rule,
-    lr: float,
-    factors: Factors,
-    steps: int,
-    seeds: Sequence[int],
-    batch_size: int,
-    device: str,
+    setup: Setup, lr: float, factors: Factors, seeds: Sequence[int]
 ) -> tuple[Array, pd.DataFrame]:
     """Train every seed once while the rate rises, until all have diverged.
 
     Args:
-        task: what is trained.
-        rule: of the optimizer.
+        setup: what is trained, and how.
         lr: rate of the first step.
         factors: what multiplies it at each.
-        steps: to the end.
         seeds: of initial weights and order of batches.
-        batch_size: samples a step.
-        device: as torch names it.
 
     Returns:
         Losses of the batches, ``(seeds, steps)``, NaN from where a run diverged; and the metric on
         validation data, a row a run and look: ``step, run, metric``.
     """
+    rule, steps = setup.rule, setup.steps
     hyper = rule.complete({"lr": lr})
-    training = _training(
-        task, [Replica(rule, hyper, seed, factors) for seed in seeds], batch_size, device
-    )
-    validation = _some(task.validation, device)
+    training = setup.start([Replica(rule, hyper, seed, factors) for seed in seeds])
+    validation = _some(setup.task.validation, setup.device)
     losses = np.full((len(seeds), steps), np.nan)
     looks: list[dict[str, Any]] = []
     done = 0
@@ -74,33 +88,23 @@ def sweep(
     return losses, frame[np.isfinite(losses[frame["run"], frame["step"]])]
 
 
-def trials(
-    task: Task,
-    rule: Rule,
-    lrs: Sequence[float],
-    steps: int,
-    seeds: Sequence[int],
-    batch_size: int,
-    device: str,
-) -> pd.DataFrame:
+def trials(setup: Setup, lrs: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
     """Train every seed at every rate, which stays, from the beginning.
 
     Returns:
         A row a rate, seed and look: ``lr, seed, step, train_loss`` (mean since the last look),
         ``loss, metric`` on validation data; numbers of a run that diverged are NaN from there on.
     """
+    rule = setup.rule
     settings = [(lr, seed) for lr in lrs for seed in seeds]
-    training = _training(
-        task,
-        [Replica(rule, rule.complete({"lr": lr}), seed) for lr, seed in settings],
-        batch_size,
-        device,
+    training = setup.start(
+        [Replica(rule, rule.complete({"lr": lr}), seed) for lr, seed in settings]
     )
-    validation = _some(task.validation, device, samples=len(task.validation))
+    validation = setup.task.validation.to(setup.device)
     rows: list[dict[str, Any]] = []
     start = np.zeros(len(settings))
     done = 0
-    for end in np.unique(np.linspace(0, steps, POINTS + 1).astype(int))[1:].tolist():
+    for end in np.unique(np.linspace(0, setup.steps, POINTS + 1).astype(int))[1:].tolist():
         seen = training.advance(end - done) if training.alive.any() else np.zeros((1, 0))
         found = {}
         if training.alive.any():
@@ -124,13 +128,6 @@ def trials(
     return pd.DataFrame(rows)
 
 
-def _training(
-    task: Task, replicas: Sequence[Replica], batch_size: int, device: str
-) -> Training:
-    per_epoch = len(task.train) // batch_size
-    return Training(task, replicas, Budget(per_epoch, batch_size, per_epoch), device=device)
-
-
-def _some(split: Split, device: str, samples: int = SEEN) -> Split:
+def _some(split: Split, device: str) -> Split:
     """The first samples of a data set, whose order is no order."""
-    return Split(*split[: min(samples, len(split))]).to(device)
+    return Split(*split[: min(SEEN, len(split))]).to(device)
