@@ -83,7 +83,9 @@ def _draw(factors: "pd.DataFrame", together: bool, steps: int, lr: float, out: P
     )
     try:
         with whole(out) as file:
-            file.write_text(page("Learning-rate schedules", caption, figure), encoding="utf-8")
+            file.write_text(
+                page("Learning-rate schedules", caption, [("", "", figure)]), encoding="utf-8"
+            )
     except OSError as error:
         raise typer.BadParameter(
             f"{out} cannot be written: {error.strerror}", param_hint="--out"

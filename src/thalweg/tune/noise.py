@@ -59,7 +59,7 @@ class NoiseScale:
         """Noise scale against epochs."""
         from thalweg.figures import noise
 
-        return noise(self.curve, self.value, self.interval)
+        return noise(self.curve, self.value, self.interval, self.batch_size)
 
 
 def noise_scale(

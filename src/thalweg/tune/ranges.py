@@ -84,11 +84,62 @@ class LRRange:
         """Bounds by the rule of the third: from a third of the highest rate that still helps."""
         return None if self.bounds is None else (self.bounds[1] / 3, self.bounds[1])
 
+    @property
+    def rates(self) -> pd.DataFrame:
+        """Up to five of the rates that were checked, from too small to too large.
+
+        A row a rate and look: ``optimizer, lr, verdict, step, loss, low, high``, the training loss
+        as mean and range over seeds.
+        """
+        if self.checked.empty or self.interval is None:
+            return pd.DataFrame(
+                columns=["optimizer", "lr", "verdict", "step", "loss", "low", "high"]
+            )
+        low, high = self.interval
+        tried = sorted(set(self.checked["lr"]))
+        right = min(tried, key=lambda lr: abs(math.log(lr * lr / (low * high))))
+        place = tried.index(right)
+        shown = {0, place // 2, place, (place + len(tried)) // 2, len(tried) - 1}
+        chosen = self.checked[self.checked["lr"].isin([tried[i] for i in shown])]
+        curves = chosen.groupby(["lr", "step"])["train_loss"].agg(["mean", "min", "max"])
+        frame = curves.reset_index().set_axis(["lr", "step", "loss", "low", "high"], axis=1)
+        broken = set(chosen.loc[chosen["train_loss"].isna(), "lr"])
+        verdicts = [
+            "too large, diverges"
+            if lr in broken
+            else "too small"
+            if lr < low
+            else "too large"
+            if lr > high
+            else "right"
+            for lr in frame["lr"]
+        ]
+        return frame.assign(optimizer=self.optimizer, verdict=verdicts)
+
     def figure(self) -> "go.Figure":
-        """Loss and metric against the rate, what was found, and the rates that were checked."""
+        """Loss and metric against the rate, and what was found."""
         from thalweg.figures import range_test
 
-        return range_test(self)
+        known = np.isfinite(self.losses)
+        low, high = (
+            how(np.where(known, self.losses, fill), axis=0)
+            for how, fill in ((np.min, np.inf), (np.max, -np.inf))
+        )
+        named = {
+            "steepest": self.marks.steepest,
+            "a tenth of the lowest": self.marks.minimum,
+            "valley": self.marks.valley,
+        }
+        return range_test(
+            pd.DataFrame({"lr": self.lrs, "loss": self.smoothed, "low": low, "high": high}),
+            self.metrics,
+            {name: at for name, at in named.items() if at is not None},
+            self.suggestion,
+            self.bounds,
+            self.diverged_at,
+            self.metric,
+            self.percent,
+        )
 
 
 def lr_range_test(

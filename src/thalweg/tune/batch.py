@@ -1,0 +1,312 @@
+"""Which batch size: what each costs and gives with a learning rate of its own."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from thalweg.optim.registry import OPTIMIZERS
+from thalweg.studies import Progress, StudyResult, study
+from thalweg.studies.effects import by_seed
+from thalweg.studies.intervals import interval, shown
+from thalweg.tasks import Metric, Task, load
+from thalweg.tune.arguments import Named, TuneError, named, whole
+from thalweg.tune.fits import Fit, largest_batch
+from thalweg.tune.noise import NoiseScale, SampleCurve, noise_scale, sample_curve
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["BatchSizes", "batch_sizes"]
+
+# Batch sizes four times apart with rates twice apart: the linear rule is then two rates further
+# and the square root one, both among those tried.
+TIMES = 4
+RATES = 2.0
+RULES = {"linear": 1.0, "sqrt": 0.5}
+SAME = 1.02  # times, within which a rate is the one of a rule
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """What training at several batch sizes costs and gives.
+
+    Attributes:
+        task: name of it.
+        optimizer: as tables print it.
+        table: a row a batch size: ``batch_size``; ``lr``, tuned on validation data, and ``edge``,
+            whether it is at an end of the rates tried; ``test_metric`` with its interval ``low``
+            to ``high`` and ``tied``, whether seeds do not tell it from the best; ``steps_to_target,
+            samples_to_target, epochs_to_target``, medians over seeds, and ``reached``, how many
+            did; ``samples_per_second`` of one model trained alone, measured, and with it
+            ``seconds_to_target`` and ``seconds_per_epoch``; and for the rules "linear" and "sqrt",
+            from the rate of the reference size, ``linear_lr`` and ``linear_metric`` with
+            ``linear_low`` to ``linear_high``, likewise ``sqrt_``; NaN where that rate was not
+            tried, or no seed was trained at it to the end.
+        reference: the batch size that the rules start from.
+        target: the validation metric that counts as trained.
+        noise: the gradient noise scale within steps.
+        critical: the critical batch size from steps against samples.
+        fit: the largest batch that fits in memory.
+        recommended: the batch size to use here.
+        why: in a sentence or two.
+        study: all runs.
+    """
+
+    task: str
+    optimizer: str
+    table: pd.DataFrame = field(repr=False)
+    reference: int
+    target: float
+    noise: NoiseScale
+    critical: SampleCurve
+    fit: Fit
+    recommended: int
+    why: str
+    study: StudyResult = field(repr=False)
+
+    def figure(self) -> "go.Figure":
+        """Cost, result and learning rate against batch size."""
+        from thalweg.figures import batch_sizes
+
+        task = self.study.task
+        sizes = np.geomspace(self.table["batch_size"].min(), self.table["batch_size"].max(), 60)
+        fitted = pd.DataFrame(
+            {"batch_size": sizes, "steps": self.critical.steps * (1 + self.critical.value / sizes)}
+        )
+        return batch_sizes(
+            self.table,
+            fitted.dropna(),
+            (self.critical.value, *self.critical.interval),
+            (self.noise.value, *self.noise.interval),
+            self.reference,
+            self.recommended,
+            task.metric,
+            task.percent,
+        )
+
+
+def batch_sizes(
+    task: str | Task,
+    *,
+    optimizer: Named = "adam",
+    sizes: Sequence[int] | None = None,
+    epochs: int = 20,
+    seeds: int | Sequence[int] = 3,
+    target: float | None = None,
+    device: str = "cpu",
+    db: str | Path | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> BatchSizes:
+    """Train a task at several batch sizes, each with a learning rate of its own.
+
+    All sizes see the same samples in all, from the same weights, at the same learning rates, so
+    that none gets more tuning than another.
+
+    Args:
+        task: what `thalweg.study` takes.
+        optimizer: a name in the registry, or a rule or class of one's own.
+        sizes: batch sizes, at most the training samples; by default powers of four.
+        epochs: of every run.
+        seeds: runs of every setting.
+        target: validation metric that counts as trained; the task's by default, or what all batch
+            sizes reach.
+        device: as torch names it.
+        db: file for the record of all runs, as `thalweg.study` takes it.
+        progress: called after every epoch of a chunk.
+
+    Raises:
+        TuneError, StudyError: for an argument that cannot be used, naming it, its value and what
+            it may be.
+        TaskError: for a task that cannot be trained.
+    """
+    found = load(task) if isinstance(task, str) else task
+    if not isinstance(found, Task):
+        raise TuneError("task", f"must be a name or a thalweg.Task, got {task!r}")
+    name = named(optimizer)
+    entry = OPTIMIZERS[name]
+    fit = largest_batch(found, optimizer=name, device=device)
+    chosen = _sizes(sizes, len(found.train), fit)
+    low, high = entry.lr_range
+    count = math.ceil(math.log(high / low) / math.log(RATES)) + 1
+    result = study(
+        found,
+        [optimizer],
+        [float(f"{low * RATES**i:.6g}") for i in range(count)],
+        seeds,
+        epochs,
+        batch_size=chosen,
+        target=target,
+        name=f"{found.name}-batch",
+        db=db,
+        device=device,
+        progress=progress,
+    )
+    if result.summary["test_metric"].isna().any():
+        lost = result.summary.loc[result.summary["test_metric"].isna(), "batch_size"]
+        raise TuneError(
+            "sizes",
+            f"at batch size {', '.join(map(str, lost))} no learning rate from {low:g} to {high:g} "
+            f"was completed from every seed; leave it out",
+        )
+    reference = min(chosen, key=lambda size: abs(math.log(size / found.batch_size)))
+    goal = result.spec.target if result.spec.target is not None else _reached_by_all(result)
+    reached = _steps_to(result, goal)
+    table = _table(result, found.metric, reached, fit, reference)
+    rate = float(table.set_index("batch_size")["lr"][reference])
+    noise = noise_scale(
+        found,
+        optimizer=name,
+        lr=rate,
+        batch_size=reference,
+        epochs=max(1, min(3, whole("epochs", epochs))),
+        device=device,
+    )
+    critical = sample_curve(reached)
+    recommended, why = _advice(table, found.metric, goal, noise, fit)
+    return BatchSizes(
+        found.name, entry.label, table, reference, goal, noise, critical, fit, recommended, why,
+        result,
+    )  # fmt: skip
+
+
+def _sizes(sizes: Sequence[int] | None, samples: int, fit: Fit) -> list[int]:
+    if sizes is None:
+        return [TIMES**i for i in range(int(math.log(fit.size, TIMES) + 1e-9) + 1)]
+    found = sorted({whole("sizes", size) for size in sizes})
+    if len(found) < 2:
+        raise TuneError("sizes", f"give at least two to compare, got {found}")
+    if found[-1] > samples:
+        raise TuneError("sizes", f"{found[-1]} is more than the {samples} training samples")
+    if found[-1] > fit.size:
+        raise TuneError("sizes", f"{found[-1]} does not fit in memory; at most {fit.size} do")
+    return found
+
+
+def _reached_by_all(result: StudyResult) -> float:
+    """The validation metric that the tuned runs of every batch size end with, on average."""
+    best = result.trials[result.trials["best"]]
+    ends = best["validation_metric"]
+    return float(ends.min() if result.task.higher_is_better else ends.max())
+
+
+def _steps_to(result: StudyResult, target: float) -> pd.DataFrame:
+    """Steps to the target at the tuned rates, a row a run: ``batch_size, seed, steps``.
+
+    Between two looks at the metric it is taken to go straight; NaN where it was not reached.
+    """
+    best = result.summary[["batch_size", "lr"]]
+    curves = result.curves.merge(best, on=["batch_size", "lr"])
+    sign = 1.0 if result.task.higher_is_better else -1.0
+    rows = []
+    for (size, seed), curve in curves.groupby(["batch_size", "seed"]):
+        ahead = sign * (curve["validation_metric"].to_numpy() - target)
+        step = curve["step"].to_numpy(dtype=float)
+        there = np.flatnonzero(ahead >= -1e-6)
+        steps = math.nan
+        if len(there):
+            i = int(there[0])
+            steps = float(step[i])
+            if i and ahead[i] > ahead[i - 1]:
+                part = -ahead[i - 1] / (ahead[i] - ahead[i - 1])
+                steps = float(step[i - 1] + min(1.0, part) * (step[i] - step[i - 1]))
+        rows.append({"batch_size": int(size), "seed": seed, "steps": steps})
+    return pd.DataFrame(rows)
+
+
+def _table(
+    result: StudyResult, metric: Metric, reached: pd.DataFrame, fit: Fit, reference: int
+) -> pd.DataFrame:
+    summary = result.summary.set_index("batch_size").sort_index()
+    trials = result.trials
+    start = float(summary["lr"][reference])
+    samples = result.task.n_train
+    first = result.summary.iloc[0]
+    rows: list[dict[str, Any]] = []
+    for size, arm in summary.iterrows():
+        mine = reached[reached["batch_size"] == size]["steps"]
+        steps = float(mine.fillna(math.inf).median())
+        steps = steps if math.isfinite(steps) else math.nan
+        speed = _speed(fit, int(size))
+        row = {
+            "batch_size": int(size),
+            "lr": arm["lr"],
+            "edge": bool(arm["edge"]),
+            "test_metric": arm["test_metric"],
+            "low": arm["low"],
+            "high": arm["high"],
+            "tied": _tied(result, first, arm.to_dict() | {"batch_size": size}),
+            "steps_to_target": steps,
+            "samples_to_target": steps * size,
+            "epochs_to_target": steps * size / samples,
+            "reached": int(mine.notna().sum()),
+            "samples_per_second": speed,
+            "seconds_to_target": steps * size / speed,
+            "seconds_per_epoch": samples / speed,
+        }
+        for rule, power in RULES.items():
+            rate = start * (size / reference) ** power
+            at = trials[(trials["batch_size"] == size) & (trials["n"] > 0)]
+            near = at[(at["lr"] / rate).between(1 / SAME, SAME)]
+            one = near.iloc[0] if len(near) else None
+            row[f"{rule}_lr"] = rate
+            for column, of in (("metric", "test_metric"), ("low", "low"), ("high", "high")):
+                row[f"{rule}_{column}"] = math.nan if one is None else one[of]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _tied(result: StudyResult, first: "pd.Series[Any]", arm: dict[str, Any]) -> bool:
+    """Whether seeds do not tell an arm's test metric from the best one's."""
+    if arm["batch_size"] == first["batch_size"]:
+        return True
+    difference = (by_seed(result.runs, first) - by_seed(result.runs, pd.Series(arm))).dropna()
+    found = interval(difference)
+    return not (found.low > 0 or found.high < 0)
+
+
+def _speed(fit: Fit, size: int) -> float:
+    """Samples a second of one model, between the sizes that were tried."""
+    known = fit.tried[fit.tried["fits"]].sort_values("batch_size")
+    logs = np.log(known["batch_size"].to_numpy(dtype=float))
+    return float(
+        np.exp(np.interp(math.log(size), logs, np.log(known["samples_per_second"].to_numpy())))
+    )
+
+
+def _advice(
+    table: pd.DataFrame, metric: Metric, target: float, noise: NoiseScale, fit: Fit
+) -> tuple[int, str]:
+    """The batch size to use, and why."""
+    good = table[table["tied"]]
+    there = good[good["seconds_to_target"].notna()]
+    if there.empty:
+        fastest = good.loc[good["seconds_per_epoch"].idxmin()]
+        size = int(fastest["batch_size"])
+        return size, (
+            f"Use {size:,}: none of those with the best test {metric.name} reached "
+            f"{shown(metric, target)} on validation data, and of these its epochs are the shortest."
+        )
+    best = there.loc[there["seconds_to_target"].idxmin()]
+    size = int(best["batch_size"])
+    why = [
+        f"Use {size:,} at learning rate {best['lr']:.3g}: of the batch sizes whose test "
+        f"{metric.name} seeds do not tell from the best ({shown(metric, best['test_metric'])} "
+        f"here) it reaches {shown(metric, target)} on validation data soonest, in "
+        f"{best['seconds_to_target']:.3g} s and {best['steps_to_target']:.0f} steps."
+    ]
+    if math.isfinite(noise.value):
+        said = f"The gradient noise scale is about {noise.value:.3g}"
+        if math.isfinite(noise.interval[0]):
+            said += f" ({noise.interval[0]:.3g} to {noise.interval[1]:.3g})"
+        why.append(
+            f"{said}: batches far above that save hardly any steps"
+            + (", so a faster device would not ask for more." if size >= noise.value else ".")
+        )
+    if fit.limit == "memory":
+        why.append(f"At most {fit.size:,} samples fit in memory.")
+    return size, " ".join(why)
