@@ -13,12 +13,27 @@ if TYPE_CHECKING:
     from thalweg.tasks import Loss, Metric, Split, Task, TaskError
     from thalweg.tasks.images import images
     from thalweg.tasks.tables import Predictor, TableTask, table
+    from thalweg.tune import (
+        BatchSizes,
+        Fit,
+        LRRange,
+        NoiseScale,
+        TuneError,
+        batch_sizes,
+        largest_batch,
+        lr_range_test,
+        noise_scale,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "BatchSizes",
     "Check",
+    "Fit",
+    "LRRange",
     "Loss",
     "Metric",
+    "NoiseScale",
     "Predictor",
     "ScheduleError",
     "Split",
@@ -27,8 +42,13 @@ __all__ = [
     "TableTask",
     "Task",
     "TaskError",
+    "TuneError",
+    "batch_sizes",
     "check",
     "images",
+    "largest_batch",
+    "lr_range_test",
+    "noise_scale",
     "optim",
     "schedules",
     "study",
@@ -39,6 +59,20 @@ _HOMES = {
     **dict.fromkeys(("Check", "StudyError", "StudyResult", "check", "study"), "thalweg.studies"),
     **dict.fromkeys(("Loss", "Metric", "Split", "Task", "TaskError"), "thalweg.tasks"),
     **dict.fromkeys(("Predictor", "TableTask", "table"), "thalweg.tasks.tables"),
+    **dict.fromkeys(
+        (
+            "BatchSizes",
+            "Fit",
+            "LRRange",
+            "NoiseScale",
+            "TuneError",
+            "batch_sizes",
+            "largest_batch",
+            "lr_range_test",
+            "noise_scale",
+        ),
+        "thalweg.tune",
+    ),
     "images": "thalweg.tasks.images",
     "ScheduleError": "thalweg.schedules",
 }

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from thalweg import __version__
+from thalweg.cli.batch import batch
 from thalweg.cli.check import check
+from thalweg.cli.lr import lr
 from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
 from thalweg.cli.schedules import schedules
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("study")(study)
+app.command("lr")(lr)
+app.command("batch")(batch)
 app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)

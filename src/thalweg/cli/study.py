@@ -1,19 +1,16 @@
 """``thalweg study``."""
 
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
+from thalweg.cli.training import Line, compiling, keep_memory, leaving_at_once, names, refuse
 
 if TYPE_CHECKING:
     from thalweg.studies import Progress, StudyResult
@@ -112,27 +109,27 @@ def study(
     """Train a task with several optimizers, learning rates and seeds; say which is best."""
     for option, path in (("--out", out), ("--model", model)):
         if path is not None and path.is_dir():
-            _refuse(option, f"{path} is a folder; give the path of a file")
-    _keep_memory()
-    with _leaving_at_once():
+            refuse(option, f"{path} is a folder; give the path of a file")
+    keep_memory()
+    with leaving_at_once():
         import thalweg  # torch and what builds on it take seconds to import
 
         train = thalweg.study
     try:
-        with _compiling():
+        with compiling():
             found = data.task(task)
             table = found if isinstance(found, thalweg.TableTask) else None
             goal, typed = target_metric, "--target-metric"
             if table is not None:
                 print_columns(table)
             elif model is not None:
-                _refuse("--model", f"is for a table, and {task!r} is none")
+                refuse("--model", f"is for a table, and {task!r} is none")
             elif data.target is not None and goal is None:
                 goal, typed = _number(data.target, task), "--target"
-            with _Line(enabled=sys.stderr.isatty()) as show:
+            with Line(enabled=sys.stderr.isatty()) as show:
                 result = train(
                     found,
-                    _names(optimizers),
+                    names(optimizers),
                     lr,
                     seeds,
                     epochs,
@@ -151,9 +148,9 @@ def study(
                     progress=_importing_report(show),
                 )
     except thalweg.TaskError as error:
-        _refuse(option_of(error.argument), error.problem)
+        refuse(option_of(error.argument), error.problem)
     except thalweg.StudyError as error:
-        _refuse(typed if error.argument == "target" else option_of(error.argument), error.problem)
+        refuse(typed if error.argument == "target" else option_of(error.argument), error.problem)
     except KeyboardInterrupt:
         print(
             f"thalweg: interrupted; what had ended is in {db}, and the same command with --resume "
@@ -174,39 +171,6 @@ def study(
     _print(result, written | {"Record": db}, json)
 
 
-@contextmanager
-def _leaving_at_once() -> Iterator[None]:
-    """End at Ctrl-C: torch's imports turn an interruption into errors of their own."""
-
-    def leave(*_: object) -> None:
-        os.write(2, b"thalweg: interrupted\n")
-        os._exit(130)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _compiling() -> Iterator[None]:
-    """Have the kernels compiled on another core while this process imports and traces.
-
-    It takes two seconds of the first study on a machine; later ones find them on disk.
-    """
-    command = [sys.executable, "-P", "-m", "thalweg.kernels.warm"]  # not what lies in this folder
-    nothing = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing) as process:
-        try:
-            yield
-        finally:
-            process.kill()
-
-
 def _importing_report(show: "Callable[[Progress], None]") -> "Callable[[Progress], None]":
     """Import what the report needs once training has begun, which leaves Python idle."""
     importing = Thread(target=import_module, args=("thalweg.report",))
@@ -219,34 +183,11 @@ def _importing_report(show: "Callable[[Progress], None]") -> "Callable[[Progress
     return progress
 
 
-def _keep_memory() -> None:
-    """Tell glibc to keep freed memory, where there is a glibc.
-
-    Otherwise every step gets its activations as fresh pages from the kernel and hands them back,
-    which measured a tenth of the study's time.
-    """
-    import ctypes
-
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(trim_threshold, 1 << 30)
-        mallopt(mmap_threshold, 1 << 30)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
-
-
 def _number(text: str, task: str) -> float:
     try:
         return float(text)
     except ValueError:
-        _refuse("--target", f"{text!r} is no number, and {task!r} is no table with such a column")
-
-
-def _refuse(option: str, problem: str) -> NoReturn:
-    raise typer.BadParameter(problem, param_hint=option)
+        refuse("--target", f"{text!r} is no number, and {task!r} is no table with such a column")
 
 
 def _write(option: str, path: Path, write: "Callable[[Path], object]", shown: str, db: str) -> Path:
@@ -255,7 +196,7 @@ def _write(option: str, path: Path, write: "Callable[[Path], object]", shown: st
         write(path)
     except OSError as error:
         print(shown, file=sys.stderr)
-        _refuse(option, f"cannot write {path} ({error.strerror}); the record is in {db}")
+        refuse(option, f"cannot write {path} ({error.strerror}); the record is in {db}")
     return path
 
 
@@ -277,33 +218,3 @@ def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) 
             console.print(note, style="dim", highlight=False)
     for what, path in written.items():
         print(f"{what}: {path}", file=sys.stderr if json else sys.stdout)
-
-
-class _Line(AbstractContextManager[Any]):
-    """One live line on standard error, if that is a terminal."""
-
-    def __init__(self, enabled: bool) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._live = Live("preparing", console=Console(stderr=True), transient=True)
-        self._enabled = enabled
-
-    def __enter__(self) -> "Callable[[Progress], None]":
-        if self._enabled:
-            self._live.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        if self._enabled:
-            self._live.stop()
-
-    def _show(self, p: "Progress") -> None:
-        if self._enabled:
-            from rich.text import Text
-
-            line = (
-                f"{p.alive} runs alive, {p.done} of {p.runs} ended · epoch {p.epoch} of {p.epochs} "
-                f"· {p.steps_per_second:,.0f} steps/s · {p.seconds_left:.0f} s left"
-            )
-            self._live.update(Text(line))

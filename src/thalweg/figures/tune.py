@@ -279,17 +279,17 @@ def batch_sizes(
         )
     _points(figure, table, "seconds_to_target", "", BLUE, 1, 2)
     scale = 100 if percent else 1
-    for name, column, ends, color, dash in (
+    for name, of, ends, color, dash in (
         ("learning rate tuned", "test_metric", ("low", "high"), BLUE, "solid"),
         ("linear rule", "linear_metric", ("linear_low", "linear_high"), RED, "dash"),
         ("square-root rule", "sqrt_metric", ("sqrt_low", "sqrt_high"), GREY, "dot"),
     ):
         figure.add_scatter(
             x=x,
-            y=scale * table[column],
+            y=scale * table[of],
             error_y={
-                "array": scale * (table[ends[1]] - table[column]),
-                "arrayminus": scale * (table[column] - table[ends[0]]),
+                "array": scale * (table[ends[1]] - table[of]),
+                "arrayminus": scale * (table[of] - table[ends[0]]),
                 "thickness": 1,
                 "width": 3,
             },
@@ -299,7 +299,7 @@ def batch_sizes(
             row=2,
             col=1,
         )
-        rate = {"test_metric": "lr", "linear_metric": "linear_lr", "sqrt_metric": "sqrt_lr"}[column]
+        rate = {"test_metric": "lr", "linear_metric": "linear_lr", "sqrt_metric": "sqrt_lr"}[of]
         figure.add_scatter(
             x=x,
             y=table[rate],

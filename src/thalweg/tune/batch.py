@@ -14,6 +14,7 @@ from thalweg.studies import Progress, StudyResult, study
 from thalweg.studies.effects import by_seed
 from thalweg.studies.intervals import interval, shown
 from thalweg.tasks import Metric, Task, load
+from thalweg.tasks.memory import shown as shown_bytes
 from thalweg.tune.arguments import Named, TuneError, named, whole
 from thalweg.tune.fits import Fit, largest_batch
 from thalweg.tune.noise import NoiseScale, SampleCurve, noise_scale, sample_curve
@@ -69,6 +70,62 @@ class BatchSizes:
     why: str
     study: StudyResult = field(repr=False)
 
+    @property
+    def metric(self) -> Metric:
+        """Of the task."""
+        return next(iter(self.study.variants.values())).task.metric
+
+    @property
+    def notes(self) -> list[str]:
+        """What a careful reader should know besides, a sentence each."""
+        spec, noise, critical = self.study.spec, self.noise, self.critical
+        lrs = spec.lrs[0][1]
+        goal = shown(self.metric, self.target)
+        notes = [
+            f"{self.optimizer}; {len(lrs)} learning rates from {lrs[0]:.3g} to {lrs[-1]:.3g}, "
+            f"{len(spec.seeds)} seeds and {spec.epochs} epochs for every batch size; = marks those "
+            f"whose test {self.metric.name} seeds do not tell from the best.",
+            f"The target is a validation {self.metric.name} of {goal}; steps are medians over "
+            f"seeds. Seconds are those of one model trained alone on {self.study.environment['device']}, "
+            f"at the samples a second that were measured.",
+        ]
+        if math.isfinite(critical.value):
+            said = f"The critical batch size, from steps against samples, is {critical.value:.3g}"
+            if math.isfinite(critical.interval[0]):
+                said += f" ({critical.interval[0]:.3g} to {critical.interval[1]:.3g})"
+            notes.append(
+                f"{said}: with as many samples a step it takes twice as many steps, and twice as "
+                f"many samples, as at best."
+            )
+        else:
+            notes.append(
+                "Too few batch sizes reached the target to fit steps against samples: at least "
+                "three have to."
+            )
+        if math.isfinite(noise.value):
+            said = f"The gradient noise scale, within steps, is {noise.value:.3g}"
+            if math.isfinite(noise.interval[0]):
+                said += f" ({noise.interval[0]:.3g} to {noise.interval[1]:.3g}, 95 % over seeds)"
+            notes.append(f"{said}, over the first epochs at batch size {noise.batch_size}.")
+        if noise.note:
+            notes.append(f"Of the noise scale: {noise.note}.")
+        limit = (
+            "all that were asked for fit"
+            if self.fit.limit == "data"
+            else f"more do not fit in the {shown_bytes(self.fit.available)} available"
+        )
+        notes.append(
+            f"The largest batch tried in memory has {self.fit.size:,} samples and takes "
+            f"{shown_bytes(self.fit.bytes)}; {limit}."
+        )
+        if self.table["edge"].any():
+            sizes = self.table.loc[self.table["edge"], "batch_size"]
+            notes.append(
+                f"* The best rate of batch size {', '.join(f'{n:,}' for n in sizes)} is at an end "
+                f"of those tried; a wider range may do better."
+            )
+        return notes
+
     def figure(self) -> "go.Figure":
         """Cost, result and learning rate against batch size."""
         from thalweg.figures import batch_sizes
@@ -98,6 +155,7 @@ def batch_sizes(
     epochs: int = 20,
     seeds: int | Sequence[int] = 3,
     target: float | None = None,
+    maximum: int | None = None,
     device: str = "cpu",
     db: str | Path | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
@@ -115,6 +173,7 @@ def batch_sizes(
         seeds: runs of every setting.
         target: validation metric that counts as trained; the task's by default, or what all batch
             sizes reach.
+        maximum: largest batch to try in memory; the training samples by default.
         device: as torch names it.
         db: file for the record of all runs, as `thalweg.study` takes it.
         progress: called after every epoch of a chunk.
@@ -129,7 +188,7 @@ def batch_sizes(
         raise TuneError("task", f"must be a name or a thalweg.Task, got {task!r}")
     name = named(optimizer)
     entry = OPTIMIZERS[name]
-    fit = largest_batch(found, optimizer=name, device=device)
+    fit = largest_batch(found, optimizer=name, device=device, maximum=maximum)
     chosen = _sizes(sizes, len(found.train), fit)
     low, high = entry.lr_range
     count = math.ceil(math.log(high / low) / math.log(RATES)) + 1
@@ -176,7 +235,8 @@ def batch_sizes(
 
 def _sizes(sizes: Sequence[int] | None, samples: int, fit: Fit) -> list[int]:
     if sizes is None:
-        return [TIMES**i for i in range(int(math.log(fit.size, TIMES) + 1e-9) + 1)]
+        most = min(samples, fit.size)
+        return [TIMES**i for i in range(int(math.log(most, TIMES) + 1e-9) + 1)]
     found = sorted({whole("sizes", size) for size in sizes})
     if len(found) < 2:
         raise TuneError("sizes", f"give at least two to compare, got {found}")

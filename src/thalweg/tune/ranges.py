@@ -22,7 +22,7 @@ from thalweg.tune.replicated import Setup, sweep, trials
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["LRRange", "lr_range_test"]
+__all__ = ["LRRange", "lr_range_test", "widest"]
 
 # Rates looked at beyond the usual ones of an optimizer, on either side.
 BEYOND = 100.0
@@ -211,7 +211,7 @@ def lr_range_test(
     if size > len(found.train):
         raise TuneError("batch_size", f"{size} is more than the {len(found.train)} samples")
     first_batch(found, size)
-    low, high = _ends(lr, entry.lr_range)
+    low, high = _ends(lr, widest(entry.name))
     factors = _ramp(low, high, steps, scale)
     run = Setup(found, entry.rule, steps, size, device)
     return _range(
@@ -327,9 +327,20 @@ def _ramp(low: float, high: float, steps: int, scale: str) -> Callable[[Any], Ar
     return rising
 
 
-def _ends(lr: tuple[float, float] | None, usual: tuple[float, float]) -> tuple[float, float]:
+def widest(optimizer: str) -> tuple[float, float]:
+    """The rates that a test runs through unless told otherwise.
+
+    Args:
+        optimizer: a name in the registry; what is usual of any for another.
+    """
+    name = key(optimizer)
+    low, high = OPTIMIZERS[name].lr_range if name in OPTIMIZERS else USUAL
+    return low / BEYOND, high * BEYOND
+
+
+def _ends(lr: tuple[float, float] | None, widest: tuple[float, float]) -> tuple[float, float]:
     if lr is None:
-        return usual[0] / BEYOND, usual[1] * BEYOND
+        return widest
     try:
         low, high = map(float, lr)
     except (TypeError, ValueError):
@@ -352,6 +363,5 @@ def _borrowed(
         if loss not in LOSSES:
             raise TuneError("loss", f"there is no {loss!r}; choose from {', '.join(LOSSES)}")
         loss = LOSSES[loss].of
-    name = key(type(optimizer).__name__)
-    usual = OPTIMIZERS[name].lr_range if name in OPTIMIZERS else USUAL
-    return Borrowed(model, optimizer, loss, data), type(optimizer).__name__, usual
+    name = type(optimizer).__name__
+    return Borrowed(model, optimizer, loss, data), name, widest(name)

@@ -1,0 +1,224 @@
+"""``thalweg lr``."""
+
+import json as jsons
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
+from thalweg.cli.training import compiling, keep_memory, leaving_at_once, names, refuse
+
+if TYPE_CHECKING:
+    from thalweg.tune import LRRange
+
+__all__ = ["lr"]
+
+
+@takes_data
+def lr(
+    task: TaskName,
+    *,
+    data: DataOptions,
+    optimizers: Annotated[
+        str,
+        typer.Option(
+            help="Names, separated by commas: sgd,adamw. `thalweg optimizers` lists them."
+        ),
+    ] = "adam",
+    low: Annotated[
+        float | None, typer.Option(help="Lowest rate. By default well below what is usual.")
+    ] = None,
+    high: Annotated[
+        float | None, typer.Option(help="Highest rate. By default well above what is usual.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps from the lowest rate to the highest.")] = 200,
+    scale: Annotated[
+        str, typer.Option(help="How the rate rises: exponential or linear.")
+    ] = "exponential",
+    seeds: Annotated[int, typer.Option(help="Runs, which train together.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step. By default the task's, mostly 32.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Train with the rates around the suggestion to check it."
+        ),
+    ] = True,
+    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="The page. By default thalweg-lr-TASK.html.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Suggest a learning rate, from a short run in which it rises.
+
+    Ends with 1 if there is no rate to suggest.
+    """
+    if out is not None and out.is_dir():
+        refuse("--out", f"{out} is a folder; give the path of a file")
+    keep_memory()
+    with leaving_at_once():
+        import thalweg
+        from thalweg.tune import lr_range_test
+    chosen = names(optimizers) or []
+    if not chosen:
+        refuse("--optimizers", "none given; `thalweg optimizers` lists them")
+    found = []
+    try:
+        with compiling():
+            given = data.task(task)
+            if isinstance(given, thalweg.TableTask):
+                print_columns(given)
+            for name in chosen:
+                usual = _usual(name)
+                rates = (usual[0] if low is None else low, usual[1] if high is None else high)
+                found.append(
+                    lr_range_test(
+                        given,
+                        name,
+                        lr=rates,
+                        steps=steps,
+                        scale=_scale(scale),
+                        seeds=seeds,
+                        batch_size=batch_size,
+                        check=check,
+                        device=device,
+                    )
+                )
+    except (thalweg.TaskError, thalweg.TuneError) as error:
+        options = {"lr": "--low, --high", "optimizer": "--optimizers"}
+        refuse(options.get(error.argument, option_of(error.argument)), error.problem)
+    out = Path(f"thalweg-lr-{given.name}.html") if out is None else out
+    _write(out, found)
+    if json:
+        sys.stdout.write(jsons.dumps([_plain(one) for one in found]) + "\n")
+    else:
+        _print(found)
+    typer.echo(f"Page: {out}", err=json)
+    if any(one.suggestion is None for one in found):
+        raise typer.Exit(1)
+
+
+def _usual(name: str) -> tuple[float, float]:
+    from thalweg.tune.ranges import widest
+
+    return widest(name)
+
+
+def _scale(text: str) -> Literal["exponential", "linear"]:
+    return "linear" if text == "linear" else text  # type: ignore[return-value] # checked there
+
+
+def _rows(found: "list[LRRange]") -> list[list[str]]:
+    from thalweg.figures import number
+
+    def pair(ends: tuple[float, float] | None) -> str:
+        return "–" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+    def one(value: float | None) -> str:
+        return "–" if value is None else number(value)
+
+    return [
+        [
+            r.optimizer,
+            one(r.suggestion),
+            pair(r.interval),
+            "–" if r.interval is None else f"×{r.interval[1] / r.interval[0]:.3g}",
+            pair(r.bounds),
+            pair(r.third),
+            one(r.diverged_at),
+        ]
+        for r in found
+    ]
+
+
+HEADS = (
+    "optimizer", "learning rate", "as good", "width", "bounds of a cycle", "by the third",
+    "diverges at",
+)  # fmt: skip
+
+
+def _print(found: "list[LRRange]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    for i, head in enumerate(HEADS):
+        table.add_column(head, justify="right" if i else "left")
+    for row in _rows(found):
+        table.add_row(*map(Text, row))
+    console = Console()
+    console.print(table)
+    for one in found:
+        console.print(f"{one.optimizer}: {one.reason}", highlight=False, markup=False, style="dim")
+
+
+def _write(out: Path, found: "list[LRRange]") -> None:
+    import pandas as pd
+
+    from thalweg.figures import number
+    from thalweg.figures.html import page, table
+    from thalweg.figures.tune import rates
+    from thalweg.files import whole
+
+    lead = "; ".join(
+        f"{one.optimizer}: begin at {number(one.suggestion)}"
+        if one.suggestion
+        else f"{one.optimizer}: no rate to suggest"
+        for one in found
+    )
+    parts: list[tuple[str, str, Any]] = [("", "", table(HEADS, _rows(found)))]
+    checked = [one.rates for one in found if not one.checked.empty and one.interval]
+    if checked:
+        parts.append(
+            (
+                "Too small, right, too large",
+                "Training from the start at a few of the rates that were checked; mean and range "
+                "over seeds.",
+                rates(pd.concat(checked)),
+            )
+        )
+    parts += [
+        (
+            one.optimizer,
+            f"{one.reason} The loss of {len(one.losses)} runs while the rate rises.",
+            one.figure(),
+        )
+        for one in found
+    ]
+    try:
+        with whole(out) as file:
+            text = page(f"Learning rate for {found[0].task}", lead, parts)
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        refuse("--out", f"{out} cannot be written: {error.strerror}")
+
+
+def _plain(one: "LRRange") -> dict[str, Any]:
+    """For machines; missing numbers as null."""
+
+    def known(values: Any) -> list[float | None]:
+        return [float(v) if math.isfinite(v) else None for v in values]
+
+    return {
+        "optimizer": one.optimizer,
+        "task": one.task,
+        "suggestion": one.suggestion,
+        "interval": one.interval,
+        "reason": one.reason,
+        "bounds": one.bounds,
+        "third": one.third,
+        "diverged_at": one.diverged_at,
+        "marks": asdict(one.marks),
+        "lrs": known(one.lrs),
+        "losses": [known(run) for run in one.losses],
+        "smoothed": known(one.smoothed),
+    }

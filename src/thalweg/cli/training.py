@@ -1,0 +1,104 @@
+"""What all commands that train share."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from thalweg.studies import Progress
+
+__all__ = ["Line", "compiling", "keep_memory", "leaving_at_once", "names", "refuse"]
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """End at Ctrl-C: torch's imports turn an interruption into errors of their own."""
+
+    def leave(*_: object) -> None:
+        os.write(2, b"thalweg: interrupted\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Have the kernels compiled on another core while this process imports and traces.
+
+    It takes two seconds of the first study on a machine; later ones find them on disk.
+    """
+    command = [sys.executable, "-P", "-m", "thalweg.kernels.warm"]  # not what lies in this folder
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory, where there is a glibc.
+
+    Otherwise every step gets its activations as fresh pages from the kernel and hands them back,
+    which measured a tenth of the study's time.
+    """
+    import ctypes
+
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(mmap_threshold, 1 << 30)
+
+
+def names(text: str | None) -> list[str] | None:
+    """Words between commas; None for nothing."""
+    return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
+
+
+def refuse(option: str, problem: str) -> NoReturn:
+    """End with one line that names the option."""
+    raise typer.BadParameter(problem, param_hint=option)
+
+
+class Line(AbstractContextManager[Any]):
+    """One live line on standard error, if that is a terminal."""
+
+    def __init__(self, enabled: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live("preparing", console=Console(stderr=True), transient=True)
+        self._enabled = enabled
+
+    def __enter__(self) -> "Callable[[Progress], None]":
+        if self._enabled:
+            self._live.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
+            self._live.stop()
+
+    def _show(self, p: "Progress") -> None:
+        if self._enabled:
+            from rich.text import Text
+
+            line = (
+                f"{p.alive} runs alive, {p.done} of {p.runs} ended · epoch {p.epoch} of {p.epochs} "
+                f"· {p.steps_per_second:,.0f} steps/s · {p.seconds_left:.0f} s left"
+            )
+            self._live.update(Text(line))
