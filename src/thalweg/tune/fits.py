@@ -120,11 +120,11 @@ def largest_batch(
     if not isinstance(task, Task):
         raise TaskError("task", f"must be a name or a thalweg.Task, got {task!r}")
     entry = _entry(optimizer)
-    place = _device(device)
+    where = _device(device)
     most = len(task.train) if maximum is None else _whole(maximum)
     with _random_states():
         try:
-            return _search(task, entry, place, most)
+            return _search(task, entry, where, most)
         finally:
             _free()
 
