@@ -18,6 +18,11 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's
 DEVICE = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _two_steps(monkeypatch):
+    monkeypatch.setattr(fits, "TIMED", 0)
+
+
 def small(samples=40, model=lambda: nn.Linear(3, 2), **others):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(samples, 3, generator=generator)
@@ -248,6 +253,19 @@ def test_the_limit_stands_for_a_trial_alone():
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     with fits._limited(torch.device("cuda")):
         assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@LINUX
+def test_more_than_is_available_raises(monkeypatch):
+    fits._free()
+    monkeypatch.setattr(fits, "available_memory", lambda: 400 << 20)
+    with fits._limited(DEVICE):
+        assert torch.ones(50 << 20).sum() == 50 << 20  # 200 MiB
+        with pytest.raises(RuntimeError) as caught:
+            torch.ones(96 << 20)  # 384 MiB, of which fifteen sixteenths may be taken
+    assert fits._is_memory(caught.value)
+    assert fits._asked(caught.value) == 384 << 20
+    assert torch.ones(96 << 20).sum() == 96 << 20
 
 
 LIMITED = """

@@ -53,7 +53,7 @@ class Fit:
         limit: "data" if all that was asked for fits; "memory" if a batch larger by a sixteenth, or
             by one sample, ran out of memory, or needs more than there is by the straight line
             through what smaller ones took.
-        available: bytes that were free at the start.
+        available: bytes that were free when the search began, all code loaded.
         tried: a row for each batch size that was tried, in that order: ``batch_size``, ``fits``,
             ``bytes`` and ``samples_per_second``, which is NaN where it did not fit; ``bytes`` is
             then what it had taken when it failed.
@@ -120,12 +120,11 @@ def largest_batch(
     if not isinstance(task, Task):
         raise TaskError("task", f"must be a name or a thalweg.Task, got {task!r}")
     entry = _entry(optimizer)
-    place = _device(device)
+    where = _device(device)
     most = len(task.train) if maximum is None else _whole(maximum)
     with _random_states():
-        available = _available(place)
         try:
-            return _search(task, entry, place, most, available)
+            return _search(task, entry, where, most)
         finally:
             _free()
 
@@ -177,7 +176,7 @@ def _gpus() -> range:
     return range(torch.cuda.device_count() if used else 0)
 
 
-def _search(task: Task, entry: Entry, device: torch.device, most: int, available: int) -> Fit:
+def _search(task: Task, entry: Entry, device: torch.device, most: int) -> Fit:
     trials: list[_Trial] = []
 
     def fits(size: int) -> bool:
@@ -189,6 +188,8 @@ def _search(task: Task, entry: Entry, device: torch.device, most: int, available
     with _limited(device):
         _refuse_what_does_not_train(task)
     good = _smallest(task, entry, device, most)
+    _free()
+    available = _available(device)  # now that all code is loaded, which is not the batch's
     if not fits(good):
         _refuse(task, trials, good, available)
     bad = None
