@@ -28,7 +28,8 @@ def judged(suggestions: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
         suggestions: as `benchmarks.finders.ask` gives them.
         ranges: as `benchmarks.good_ranges.good_ranges` gives them.
     """
-    found = suggestions.join(ranges[["low", "high"]], on=["task", "optimizer"])
+    key = ["task", "optimizer"]
+    found = suggestions.join(ranges[["low", "high"]], on=key, how="inner")
     rate = found["rate"]
     found["outcome"] = np.select(
         [rate.isna(), rate < found["low"], rate > found["high"]], ["none", "low", "high"], "hit"
@@ -52,7 +53,9 @@ def _cell(tries: pd.DataFrame) -> str:
     """The middle suggestion, and how many of the tries hit."""
     hits = int((tries["outcome"] == "hit").sum())
     rates = tries["rate"].dropna().sort_values()
-    middle = f"{rates.iloc[len(rates) // 2]:.2g}" if len(rates) else "none"
+    if not len(rates):
+        return "**none**"
+    middle = f"{rates.iloc[len(rates) // 2]:.2g}"
     if hits == len(tries):
         return f"{middle}, hit"
     misses = "/".join(dict.fromkeys(o for o in tries["outcome"] if o != "hit"))
