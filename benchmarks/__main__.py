@@ -66,13 +66,20 @@ def _levels() -> list[Row]:
     return levels()
 
 
+def _suggestions() -> str:
+    from benchmarks.suggestions import suggestions
+
+    return suggestions()
+
+
 def _gpu() -> list[Row]:
     from benchmarks.gpu import gpu
 
     return gpu()
 
 
-PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
+# A part whose rows are no ratios makes its own table.
+PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row] | str]]] = {
     "study": ("`thalweg study digits` against a plain PyTorch loop", "study", "loop", _study),
     "step": ("One optimizer step against torch.optim", "thalweg", "fastest peer", _step),
     "bandwidth": ("Memory moved by a step on 30 M parameters", "step", "plain copy", _bandwidth),
@@ -80,6 +87,7 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row]]]] = {
     "extras": ("Clipping, zeroing and averaging in the step", "one pass", "torch", _extras),
     "start": ("Before the second step", "thalweg", "import of torch", _start),
     "levels": ("A column of 10,000 categories, looked up", "sparse", "dense one-hot", _levels),
+    "suggestions": ("Suggested learning rates, trained with", "", "", _suggestions),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),
@@ -90,11 +98,12 @@ def _section(part: str) -> str:
     """A part's table, with what it was measured by, on what, and in what company."""
     title, ours, theirs, measure = PARTS[part]
     others = Others()
-    rows = measure()
-    if not rows:
+    found = measure()
+    if not found:
         from benchmarks.gpu import NOTHING
 
         return f"## {title}\n\n{NOTHING}"
+    body = found if isinstance(found, str) else table(found, ours, theirs)
     share = others.share()
     company = "not known here" if share is None else f"{share:.0%} of it"
     warning = ""
@@ -102,7 +111,7 @@ def _section(part: str) -> str:
         warning = " **Not a quiet machine: these ratios are not to be quoted.**"
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     return (
-        f"## {title}\n\n{table(rows, ours, theirs)}\n\n"
+        f"## {title}\n\n{body}\n\n"
         f"`{command}` on {machine()}. Processor used by others meanwhile: {company}.{warning}"
     )
 
