@@ -4,21 +4,23 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
+import torch
 
 from benchmarks.finders import FINDERS, SEEDS, ask
 from benchmarks.good_ranges import good_ranges
 from benchmarks.measure import shown
-from thalweg import Task
+from thalweg import Task, lr_range_test
 
 OURS = "Thalweg"
+SEEDS_A_TRY = 8
 GOAL = 0.9  # of the pairs
 
 
 def ours(task: Task, optimizer: str) -> float | None:
-    """What Thalweg suggests, from the random state that torch has."""
-    # TO FILL IN: return thalweg.lr_range_test(task, optimizer).suggestion, seeded by
-    # torch.initial_seed(), which is the seed of the try.
-    raise NotImplementedError("there is no thalweg.lr_range_test yet")
+    """What Thalweg suggests; of each try other seeds, by the random state that torch has."""
+    first = SEEDS_A_TRY * (torch.initial_seed() % 1000)
+    seeds = range(first, first + SEEDS_A_TRY)
+    return lr_range_test(task, optimizer, seeds=seeds).suggestion
 
 
 def judged(suggestions: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:

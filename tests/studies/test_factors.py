@@ -37,7 +37,7 @@ NAN = math.nan
 def test_one_loss_takes_the_place_of_the_tasks_and_is_no_factor():
     task = load("wine")
     crossed = cross(task, loss=squared)
-    assert list(crossed.tasks) == [("squared", "")]
+    assert list(crossed.variants) == [("squared", "", "fixed", 32)]
     spec = specify(crossed)
     assert spec.varied == ()
     assert spec.fingerprint == task.with_loss(squared).fingerprint
@@ -57,7 +57,7 @@ def test_levels_are_part_of_runs_and_of_the_hash():
     task = load("wine")
     spec = specify(cross(task, loss=["cross_entropy", squared]), optimizers=["sgd"], seeds=2)
     assert [f.name for f in spec.varied] == ["loss"]
-    assert spec.factors == (("loss", ("cross_entropy", "squared")), ("encoding", ("",)))
+    assert spec.factors[:2] == (("loss", ("cross_entropy", "squared")), ("encoding", ("",)))
     runs = plan(spec)
     assert len({run.id for run in runs}) == len(runs) == 2 * 2 * 9
     assert spec.hash != specify(task, optimizers=["sgd"], seeds=2).hash
@@ -71,15 +71,15 @@ def test_levels_are_part_of_runs_and_of_the_hash():
 def test_both_factors_are_crossed():
     task = wine_in_two_encodings()
     crossed = cross(task, loss=["cross_entropy", squared])
-    assert list(crossed.tasks) == [
+    assert [levels[:2] for levels in crossed.variants] == [
         ("cross_entropy", "numeric"),
         ("cross_entropy", "quartiles"),
         ("squared", "numeric"),
         ("squared", "quartiles"),
     ]
-    for (loss, encoding), variant in crossed.tasks.items():
-        assert variant.loss.name == loss
-        assert variant.train.x.shape[1] == {"numeric": 13, "quartiles": 52}[encoding]
+    for (loss, encoding, *_), variant in crossed.variants.items():
+        assert variant.task.loss.name == loss
+        assert variant.task.train.x.shape[1] == {"numeric": 13, "quartiles": 52}[encoding]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_losses_that_cannot_be_used(losses, message):
 
 def test_losses_by_name_in_a_string_and_twice():
     known = list(LOSSES)[:2]
-    assert list(cross(load("wine"), loss=", ".join(known)).tasks) == [(n, "") for n in known]
-    assert list(cross(load("wine"), loss=["mse", "mse"]).tasks) == [("mse", "")]
+    assert [levels[0] for levels in cross(load("wine"), loss=", ".join(known)).variants] == known
+    assert [levels[0] for levels in cross(load("wine"), loss=["mse", "mse"]).variants] == ["mse"]
 
 
 def test_encodings_of_other_samples_are_refused():
@@ -122,6 +122,8 @@ def by_hand(results, metric=ACCURACY, models=None):
             "optimizer": optimizer,
             "loss": loss,
             "encoding": encoding,
+            "schedule": "fixed",
+            "batch_size": 32,
             "lr": lr,
             "seed": seed,
             "outcome": value if isinstance(value, str) else "completed",
@@ -145,7 +147,7 @@ def by_hand(results, metric=ACCURACY, models=None):
     )  # fmt: skip
     curves = pd.DataFrame(
         columns=[
-            "run", "optimizer", "loss", "encoding", "lr", "seed", "epoch", "train_loss",
+            "run", "optimizer", *(f.name for f in FACTORS), "lr", "seed", "epoch", "train_loss",
             "validation_loss", "validation_metric",
         ]
     )  # fmt: skip
@@ -448,8 +450,8 @@ def test_a_record_from_before_there_were_factors_is_taken_up(tmp_path):
     path = tmp_path / "a.db"
     first = thalweg.study("wine", db=path, **ASKED)
     with sqlite3.connect(path) as connection:
-        for factor in FACTORS:
-            connection.execute(f"alter table outcomes drop column {factor.name}")
+        for factor in ("loss", "encoding", "schedule"):
+            connection.execute(f"alter table outcomes drop column {factor}")
         connection.execute("update thalweg set schema_version = 1")
         spec = json.loads(connection.execute("select spec from studies").fetchone()[0])
         del spec["factors"], spec["variants"]
@@ -460,7 +462,7 @@ def test_a_record_from_before_there_were_factors_is_taken_up(tmp_path):
     pd.testing.assert_frame_equal(again.runs, first.runs)
     assert set(again.runs["loss"]) == {"cross_entropy"}
     with sqlite3.connect(path) as connection:
-        assert connection.execute("select schema_version from thalweg").fetchall() == [(2,)]
+        assert connection.execute("select schema_version from thalweg").fetchall() == [(3,)]
 
 
 # The trained model.
@@ -484,8 +486,8 @@ def test_the_best_model_is_that_on_record(both_factors):
     trained = both_factors.train_best()
     check_trained(both_factors, trained)
     best = both_factors.summary.iloc[0]
-    assert trained.run.levels == (best["loss"], best["encoding"])
-    assert trained.task is both_factors.tasks[trained.run.levels]
+    assert trained.run.levels == tuple(best[factor.name] for factor in FACTORS)
+    assert trained.task is both_factors.variants[trained.run.levels].task
     trained.task.model().load_state_dict(trained.weights)
 
 

@@ -123,7 +123,7 @@ def test_another_version_is_refused(tmp_path):
     Store(tmp_path / "a.db").close()
     with sqlite3.connect(tmp_path / "a.db") as connection:
         connection.execute("update thalweg set schema_version = 99")
-    with pytest.raises(StudyError, match="schema 99, this one reads 2"):
+    with pytest.raises(StudyError, match="schema 99, this one reads 3"):
         Store(tmp_path / "a.db")
 
 

@@ -86,8 +86,8 @@ class BatchSizes:
             f"{len(spec.seeds)} seeds and {spec.epochs} epochs for every batch size; = marks those "
             f"whose test {self.metric.name} seeds do not tell from the best.",
             f"The target is a validation {self.metric.name} of {goal}; steps are medians over "
-            f"seeds. Seconds are those of one model trained alone on {self.study.environment['device']}, "
-            f"at the samples a second that were measured.",
+            f"seeds. Seconds are those of one model trained alone on "
+            f"{self.study.environment['device']}, at the samples a second that were measured.",
         ]
         if math.isfinite(critical.value):
             said = f"The critical batch size, from steps against samples, is {critical.value:.3g}"

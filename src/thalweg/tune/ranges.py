@@ -28,11 +28,20 @@ __all__ = ["LRRange", "lr_range_test", "widest"]
 BEYOND = 100.0
 USUAL = (1e-5, 1e-1)  # of an optimizer that is not in the registry
 
-# Rates checked are so far apart, around those that the curve points at.
+# Rates are checked twice: so far apart around those that the curve points at, for as long as the
+# test; then closer around the best of these and longer, as what is best at first is often too large
+# later on: for this many epochs, a study's, or this many times as long if that is less.
 APART = math.sqrt(10)
 CHECKED = 9
 CHECK_SEEDS = 4
+CLOSER = 10**0.25
+EPOCHS = 30
+LONGER = 4
 NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
+CLOSE = 0.005  # likewise, the second time
+
+
+_CHECKED = ["stage", "lr", "seed", "step", "train_loss", "loss", "metric"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,9 @@ class LRRange:
         bounds: low and high for a cyclical schedule: where the metric starts to rise, and where it
             is best and then turns (Smith, 2017); of the loss where there is no metric. None if it
             never gets better.
-        checked: rates tried from the start, each kept for as many steps as the test has, a row a
-            rate, seed and look: ``lr, seed, step, train_loss, loss, metric``, the last two on
-            validation data.
+        checked: rates that were trained with from the start, and stayed, a row a rate, seed and
+            look: ``stage``, 1 for those far apart and 2 for those closer and longer, ``lr, seed,
+            step, train_loss, loss, metric``, the last two on validation data.
         suggestion: the rate to begin with; None if there is none.
         interval: the rates that were as good when checked, low and high.
         reason: why this rate, or why none, a sentence.
@@ -91,16 +100,17 @@ class LRRange:
         A row a rate and look: ``optimizer, lr, verdict, step, loss, low, high``, the training loss
         as mean and range over seeds.
         """
-        if self.checked.empty or self.interval is None:
+        wide = self.checked[self.checked["stage"] == 1]
+        if wide.empty or self.interval is None:
             return pd.DataFrame(
                 columns=["optimizer", "lr", "verdict", "step", "loss", "low", "high"]
             )
         low, high = self.interval
-        tried = sorted(set(self.checked["lr"]))
+        tried = sorted(set(wide["lr"]))
         right = min(tried, key=lambda lr: abs(math.log(lr * lr / (low * high))))
         place = tried.index(right)
         shown = {0, place // 2, place, (place + len(tried)) // 2, len(tried) - 1}
-        chosen = self.checked[self.checked["lr"].isin([tried[i] for i in shown])]
+        chosen = wide[wide["lr"].isin([tried[i] for i in shown])]
         curves = chosen.groupby(["lr", "step"])["train_loss"].agg(["mean", "min", "max"])
         frame = curves.reset_index().set_axis(["lr", "step", "loss", "low", "high"], axis=1)
         broken = set(chosen.loc[chosen["train_loss"].isna(), "lr"])
@@ -108,9 +118,9 @@ class LRRange:
             "too large, diverges"
             if lr in broken
             else "too small"
-            if lr < low
+            if lr < min(low, right)
             else "too large"
-            if lr > high
+            if lr > max(high, right)
             else "right"
             for lr in frame["lr"]
         ]
@@ -149,7 +159,7 @@ def lr_range_test(
     lr: tuple[float, float] | None = None,
     steps: int = 200,
     scale: Literal["exponential", "linear"] = "exponential",
-    seeds: int | Sequence[int] = 8,
+    seeds: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     check: bool = True,
     device: str = "cpu",
@@ -158,9 +168,9 @@ def lr_range_test(
 ) -> LRRange:
     """Raise the learning rate over a short run, from several seeds at once, and suggest one.
 
-    Smith (2017), arXiv:1506.01186, section 3.3. A suggestion is then checked: the rates around what
-    the curve points at are each trained with from the start, and the middle of those that do best
-    is suggested.
+    Smith (2017), arXiv:1506.01186, section 3.3. A suggestion is then checked: rates around what the
+    curve points at are each trained with from the start, those around the best of them again,
+    closer and longer, and the middle of those that do best is suggested.
 
     Args:
         task: what `thalweg.study` takes; or a module of one's own as it stands, with ``loss`` and
@@ -170,9 +180,9 @@ def lr_range_test(
         lr: lowest and highest rate; by default a hundred times beyond what is usual.
         steps: of the run, at least 20.
         scale: how the rate rises.
-        seeds: how many runs, or which.
+        seeds: how many runs, or which: 8 by default, which train together; of a module 1.
         batch_size: samples a step; the task's by default.
-        check: whether the suggestion is checked; else it is the curve's valley.
+        check: whether the suggestion is checked, of a module once; else it is the curve's valley.
         device: as torch names it; with a module that of its parameters counts.
         loss: with a module: a name in `thalweg.tasks.LOSSES` or a function.
         data: with a module: what gives batches ``(inputs, targets)`` each time it is gone through.
@@ -181,7 +191,8 @@ def lr_range_test(
         TuneError: for an argument that cannot be used, naming it, its value and what it may be.
         TaskError: for a task that cannot be trained.
     """
-    steps, chosen = whole("steps", steps), seeds_of(seeds)
+    steps = whole("steps", steps)
+    chosen = seeds_of((1 if isinstance(task, nn.Module) else 8) if seeds is None else seeds)
     if steps < 20:
         raise TuneError("steps", f"{steps} are too few to see a trend; give at least 20")
     if scale not in ("exponential", "linear"):
@@ -196,7 +207,8 @@ def lr_range_test(
             None,
             low * factors(np.arange(steps)),
             lambda: borrowed.sweep(low, factors, steps, chosen),
-            (lambda rates: borrowed.trials(rates, steps, chosen[:1])) if check else None,
+            (lambda rates, steps: borrowed.trials(rates, steps, chosen[:1])) if check else None,
+            [steps],
         )
     for argument, value in (("loss", loss), ("data", data)):
         if value is not None:
@@ -213,14 +225,15 @@ def lr_range_test(
     first_batch(found, size)
     low, high = _ends(lr, widest(entry.name))
     factors = _ramp(low, high, steps, scale)
-    run = Setup(found, entry.rule, steps, size, device)
+    run = Setup(found, entry.rule, size, device)
     return _range(
         entry.label,
         found.name,
         found.metric,
         low * factors(np.arange(steps)),
-        lambda: sweep(run, low, factors, chosen),
-        (lambda rates: trials(run, rates, chosen[:CHECK_SEEDS])) if check else None,
+        lambda: sweep(run, low, factors, steps, chosen),
+        (lambda rates, steps: trials(run, rates, steps, chosen[:CHECK_SEEDS])) if check else None,
+        [steps, max(steps, min(LONGER * steps, EPOCHS * (len(found.train) // size)))],
     )
 
 
@@ -230,7 +243,8 @@ def _range(
     metric: Metric | None,
     lrs: Array,
     raise_it: Callable[[], tuple[Array, pd.DataFrame]],
-    try_at: Callable[[Sequence[float]], pd.DataFrame] | None,
+    try_at: Callable[[Sequence[float], int], pd.DataFrame] | None,
+    lengths: Sequence[int],
 ) -> LRRange:
     losses, looks = raise_it()
     if not np.isfinite(losses[:, 0]).any():
@@ -252,17 +266,24 @@ def _range(
             metric.higher_is_better,
         )
     )
-    checked = pd.DataFrame(columns=["lr", "seed", "step", "train_loss", "loss", "metric"])
+    stages: list[pd.DataFrame] = []
     suggestion, interval = pointed.valley, None
     reason = "It is the valley of the curve of losses, and was not checked."
     if suggestion is None:
         reason = f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss."
     elif try_at is not None:
-        checked = try_at(_around(lrs, pointed, diverged_at))
-        suggestion, interval, reason = _best(checked, metric)
+        rates, margin = _around(lrs, pointed, diverged_at), NEAR
+        for stage, length in enumerate(lengths, start=1):
+            found = try_at(rates, length)
+            stages.append(found.assign(stage=stage))
+            suggestion, interval, reason = _best(found, metric, margin)
+            if interval is None:
+                break
+            rates, margin = _closer(*interval), CLOSE
     return LRRange(
-        optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds, checked,
-        suggestion, interval, reason, "" if metric is None else metric.name,
+        optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds,
+        pd.concat(stages) if stages else pd.DataFrame(columns=_CHECKED), suggestion, interval,
+        reason, "" if metric is None else metric.name,
         metric is not None and metric.percent,
     )  # fmt: skip
 
@@ -287,8 +308,14 @@ def _around(lrs: Array, pointed: Marks, diverged_at: float | None) -> list[float
     return [float(f"{rate:.3g}") for rate in rates[::-1]]
 
 
+def _closer(low: float, high: float) -> list[float]:
+    """Rates from two steps below those that did best to two above."""
+    count = round(math.log(high / low) / math.log(CLOSER))
+    return [float(f"{low * CLOSER**i:.3g}") for i in range(-2, count + 3)]
+
+
 def _best(
-    checked: pd.DataFrame, metric: Metric | None
+    checked: pd.DataFrame, metric: Metric | None, near: float
 ) -> tuple[float | None, tuple[float, float] | None, str]:
     """The middle of the rates that do best, those, and why."""
     last = checked[checked["step"] == checked["step"].max()]
@@ -299,7 +326,7 @@ def _best(
     means = sound.groupby("lr")[[of, "train_loss"]].mean()
     sign = 1.0 if metric is not None and metric.higher_is_better else -1.0
     top = (sign * means[of]).max()
-    margin = NEAR if metric is not None and metric.percent else NEAR * abs(top)
+    margin = near if metric is not None and metric.percent else near * abs(top)
     if metric is None:
         margin = 10 * margin  # a training loss tells less, by its last batches
     good = means.index[sign * means[of] >= top - margin - 1e-12]

@@ -28,14 +28,12 @@ class Setup:
     Attributes:
         task: what is trained.
         rule: of the optimizer.
-        steps: of each run.
         batch_size: samples a step.
         device: as torch names it.
     """
 
     task: Task
     rule: Rule
-    steps: int
     batch_size: int
     device: str
 
@@ -47,7 +45,7 @@ class Setup:
 
 
 def sweep(
-    setup: Setup, lr: float, factors: Factors, seeds: Sequence[int]
+    setup: Setup, lr: float, factors: Factors, steps: int, seeds: Sequence[int]
 ) -> tuple[Array, pd.DataFrame]:
     """Train every seed once while the rate rises, until all have diverged.
 
@@ -55,13 +53,14 @@ def sweep(
         setup: what is trained, and how.
         lr: rate of the first step.
         factors: what multiplies it at each.
+        steps: to the end.
         seeds: of initial weights and order of batches.
 
     Returns:
         Losses of the batches, ``(seeds, steps)``, NaN from where a run diverged; and the metric on
         validation data, a row a run and look: ``step, run, metric``.
     """
-    rule, steps = setup.rule, setup.steps
+    rule = setup.rule
     hyper = rule.complete({"lr": lr})
     training = setup.start([Replica(rule, hyper, seed, factors) for seed in seeds])
     validation = _some(setup.task.validation, setup.device)
@@ -88,7 +87,7 @@ def sweep(
     return losses, frame[np.isfinite(losses[frame["run"], frame["step"]])]
 
 
-def trials(setup: Setup, lrs: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+def trials(setup: Setup, lrs: Sequence[float], steps: int, seeds: Sequence[int]) -> pd.DataFrame:
     """Train every seed at every rate, which stays, from the beginning.
 
     Returns:
@@ -104,7 +103,7 @@ def trials(setup: Setup, lrs: Sequence[float], seeds: Sequence[int]) -> pd.DataF
     rows: list[dict[str, Any]] = []
     start = np.zeros(len(settings))
     done = 0
-    for end in np.unique(np.linspace(0, setup.steps, POINTS + 1).astype(int))[1:].tolist():
+    for end in np.unique(np.linspace(0, steps, POINTS + 1).astype(int))[1:].tolist():
         seen = training.advance(end - done) if training.alive.any() else np.zeros((1, 0))
         found = {}
         if training.alive.any():
