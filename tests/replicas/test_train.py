@@ -10,9 +10,10 @@ from torch import nn
 
 import thalweg.optim
 from tests.replicas import models
-from thalweg import rules
+from thalweg import rules, schedules
 from thalweg.optim.registry import BUILT_IN, OPTIMIZERS
-from thalweg.replicas import Budget, Programs, Replica, probe, train
+from thalweg.replicas import Budget, Programs, Replica, Training, probe, train
+from thalweg.replicas.update import _Group
 from thalweg.tasks import load
 
 BUDGET = Budget(steps=18, batch_size=16, steps_per_epoch=6)
@@ -37,7 +38,7 @@ def curves(task, replicas, budget=BUDGET, **options):
     return [np.array(curve) for curve in found]
 
 
-def by_hand(task, entry, lr, seed, budget):
+def by_hand(task, entry, lr, seed, budget, schedule=None):
     """The same run as a plain loop with a torch optimizer of ours."""
     torch.manual_seed(seed)
     model = task.model()
@@ -52,6 +53,9 @@ def by_hand(task, entry, lr, seed, budget):
             optimizer.zero_grad()
             loss = task.loss.of(model(task.train.x[batch]), task.train.y[batch])
             loss.backward()
+            if schedule is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * schedule(step + i)
             optimizer.step()
             losses.append(loss.item())
         step += len(losses)
@@ -80,6 +84,94 @@ def test_a_replica_is_the_plain_loop(name):
     np.testing.assert_allclose(
         found, by_hand(task, entry, lr, 3, budget), rtol=2e-4, atol=1 / len(task.validation)
     )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_replica_with_a_schedule_is_the_plain_loop(name):
+    entry = OPTIMIZERS[name]
+    task = load("digits")
+    lr = float(np.sqrt(np.prod(entry.lr_range)))
+    budget = Budget(steps=40, batch_size=32, steps_per_epoch=33)
+    schedule = (schedules.warmup(5) + schedules.cosine(25)).hold()
+    scheduled = replace(replica(entry.rule, seed=3, lr=lr), schedule=schedule)
+    # Others in the chunk have schedules of their own, or none.
+    others = [
+        replica(entry.rule, seed=3, lr=lr),
+        replace(replica(entry.rule, seed=3, lr=lr / 2), schedule=schedules.exp(0.9)),
+    ]
+    found = curves(task, [others[0], scheduled, others[1]], budget)
+    np.testing.assert_allclose(
+        found[1],
+        by_hand(task, entry, lr, 3, budget, schedule),
+        rtol=2e-4,
+        atol=1 / len(task.validation),
+    )
+    alone = curves(task, [others[0]], budget)[0]
+    np.testing.assert_allclose(found[0], alone, rtol=2e-4, atol=1 / len(task.validation))
+    assert not np.allclose(found[0], found[1], rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_coefficients_found_at_once_are_those_of_each_step(name):
+    rule = OPTIMIZERS[name].rule
+    schedule = schedules.inv(0.1)
+    members = [replace(replica(rule, lr=lr), schedule=schedule) for lr in (0.01, 0.1, 1.0)]
+    group = _Group(
+        rule.resolve(members[0].hyper, (4, 4)), [0, 1, 2], members, [torch.zeros(3, 4, 4)], [0]
+    )
+    for step in (1, 2, 5, 63, 64, 65, 200):
+        hypers = [{**m.hyper, "lr": m.hyper["lr"] * schedule(step - 1)} for m in members]
+        expected = [group.rule.row(h, step, s) for h, s in zip(hypers, group._scalars, strict=True)]
+        # Powers of arrays and of numbers differ in the last place, which RAdam enlarges.
+        np.testing.assert_allclose(group._rows_of(step), expected, rtol=1e-10)
+
+
+def test_schedules_of_replicas_that_leave_leave_with_them():
+    task = load("digits")
+    budget = Budget(steps=99, batch_size=32, steps_per_epoch=33)
+    calm = replace(replica(rules.SGD, lr=0.1), schedule=schedules.cosine(99))
+    wild = [replica(rules.SGD, lr=1e6)] * 5
+    found = curves(models.task(models.batch_norm), [*wild, calm], budget)
+    assert all(len(curve) < 3 for curve in found[:5])
+    alone = curves(models.task(models.batch_norm), [calm], budget)[0]
+    np.testing.assert_allclose(found[5], alone, rtol=1e-4, atol=1 / len(task.validation))
+
+
+def test_in_pieces_the_same_as_at_once():
+    task = load("digits")
+    budget = Budget(steps=70, batch_size=32, steps_per_epoch=33)
+    pair = [replica(rules.ADAM, seed=s, lr=1e-3) for s in (0, 1)]
+    whole, pieces = Training(task, pair, budget), Training(task, pair, budget)
+    at_once = whole.advance(70)
+    in_turn = np.concatenate([pieces.advance(n) for n in (1, 30, 10, 29)])
+    np.testing.assert_array_equal(at_once, in_turn)
+
+
+@pytest.mark.parametrize("model", [models.dropout, models.batch_norm, models.Branches])
+def test_gradients_of_small_batches_at_the_present_weights(model):
+    task = models.task(model)
+    training = Training(
+        task, [replica(rules.SGD, seed=s, lr=0.1) for s in (0, 1)], Budget(8, 16, 8)
+    )
+    training.advance(3)
+    before = [training.tensors_of(i) for i in (0, 1)]
+    index = torch.arange(2 * 3 * 8).reshape(2, 3, 8)
+    found = training.gradients(index)
+    for place in (0, 1):
+        after = training.tensors_of(place)
+        assert all(torch.equal(after[n], t) for n, t in before[place].items())
+    if model is models.dropout:  # draws its own
+        assert all(g.isfinite().all() for g in found)
+        return
+    for place in (0, 1):
+        module = task.model().train()
+        for batch in range(3):
+            module.load_state_dict(before[place])
+            module.zero_grad()
+            x, y = task.train[index[place, batch]]
+            task.loss.of(module(x), y).backward()
+            for p, g in zip(module.parameters(), found, strict=True):
+                torch.testing.assert_close(g[place, batch], p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_alone_and_among_63_others_the_same_curve():

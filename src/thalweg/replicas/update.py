@@ -203,8 +203,9 @@ class _Group:
         constant = not rule.scalars and not self._scheduled
         self._settles = max(rule.settles(h) for h in hypers) if constant else np.inf
         self._rows = np.zeros((len(members), 0))
-        self._scalars = [rule.start_scalars(h) for h in hypers]
-        starts = [rule.start(h) for h in hypers]
+        first = self._hypers_at(1)
+        self._scalars = [rule.start_scalars(h) for h in first]
+        starts = [rule.start(h) for h in first]
         # One tensor per parameter and state, (members, *shape).
         self._states = [
             [
