@@ -158,17 +158,22 @@ def build(
         )
         return losses.detach(), list(gradients), [c.detach() for c in changed]
 
-    def one_step(
+    def each_step(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensors, Tensors]:
-        leaves = [p[0].detach().requires_grad_() for p in parameters]
-        value, changed = loss(leaves, [c[0] for c in constants], x, y)
-        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
-        filled = [
-            torch.zeros_like(p) if g is None else g.unsqueeze(0)
-            for g, p in zip(gradients, parameters, strict=True)
-        ]
-        return value.detach()[None], filled, [c.detach()[None] for c in changed]
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        losses, changed = [], []
+        for i in range(len(parameters[0])):
+            batch = (x, y) if shared else tree_map(lambda t, i=i: t[i], (x, y))
+            value, buffers = loss([p[i] for p in leaves], [c[i] for c in constants], *batch)
+            losses.append(value)
+            changed.append(buffers)
+        stacked = torch.stack(losses)
+        gradients = torch.autograd.grad(
+            stacked, leaves, torch.ones_like(stacked), allow_unused=True, materialize_grads=True
+        )
+        joined = [torch.stack(c).detach() for c in zip(*changed, strict=True)]
+        return stacked.detach(), list(gradients), joined
 
     def each_score(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
@@ -181,16 +186,16 @@ def build(
         return torch.stack(losses), torch.stack(metrics)
 
     if backend == "one by one":
-        return Program(one_step, torch.no_grad()(each_score), backend)
+        return Program(each_step, torch.no_grad()(each_score), backend)
     example = (parameters, constants, *batch)
     alone = batch if shared else tree_map(lambda t: t[0], batch)
     with _ALONE, torch.random.fork_rng(devices=[]):
         try:
             step(*example)
         except Exception as error:
-            one_step(parameters, constants, *alone)
+            each_step(*example)
             note = f"runs go one after another, because {_obstacle(error)}"
-            return Program(one_step, torch.no_grad()(each_score), "one by one", note)
+            return Program(each_step, torch.no_grad()(each_score), "one by one", note)
         try:
             torch.no_grad()(scored)(parameters, constants, *alone)
         except Exception as error:

@@ -131,16 +131,24 @@ class _Batches:
         return owned
 
 
-def probe(task: Task, batch_size: int, device: str) -> Program:
+def probe(task: Task, batch_size: int, device: str, shared: bool = False) -> Program:
     """Passes of two replicas, to see whether the model's can train together and in threads.
+
+    Args:
+        task: what is trained.
+        batch_size: samples a step.
+        device: as torch names it.
+        shared: whether both see the same batch, as replicas of one seed do: a model or a loss
+            that reads values of its data may train together then alone.
 
     Raises:
         Exception: whatever the model, loss or metric raises on a batch when run alone.
     """
     data = task.train.to(device)
     model, parameters, constants = stack(task, [0, 0], device)
-    batch = data[:batch_size]
-    program = build(task, model, parameters, constants, batch, shared=True, backend="eager")
+    index = torch.arange(2 * batch_size, device=device) % len(data)
+    batch = data[index[:batch_size] if shared else index.reshape(2, batch_size)]
+    program = build(task, model, parameters, constants, batch, shared, "eager")
     program.evaluate(parameters, constants, *data[:1])
     return program
 
@@ -163,7 +171,7 @@ def train(
 
     Args:
         task: what is trained.
-        replicas: one or more; with the backend "one by one" exactly one.
+        replicas: one or more.
         budget: the same for all.
         backend: how passes run.
         device: as torch names it.
@@ -230,7 +238,7 @@ class Training:
 
     Args:
         task: what is trained.
-        replicas: one or more; with the backend "one by one" exactly one.
+        replicas: one or more.
         budget: whose batches; training may go on beyond its steps.
         backend: how passes run.
         device: as torch names it.
@@ -353,17 +361,9 @@ class Training:
                 self._task, self._model, stacks, constants, (x, y), False, "eager"
             )
         program = self._parts[index.shape]
-        alone = program.backend == "one by one"
-        found = []
         with nullcontext() if program.concurrent else self._state:
-            for i in range(places * batches if alone else 1):
-                mine = slice(i, i + 1) if alone else slice(None)
-                batch = tree_map(lambda t, at=i if alone else mine: t[at], (x, y))
-                found.append(
-                    program.step([s[mine] for s in stacks], [c[mine] for c in constants], *batch)[1]
-                )
-        joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
-        return [g.reshape(places, batches, *g.shape[1:]) for g in joined]
+            _, found, _ = program.step(stacks, constants, x, y)
+        return [g.reshape(places, batches, *g.shape[1:]) for g in found]
 
     def tensors_of(self, place: int) -> dict[str, Tensor]:
         """Copies of a replica's parameters and buffers, by name."""
@@ -383,7 +383,7 @@ class Training:
         # Compiled passes have a fixed shape: there an empty place costs less than compiling. On a
         # tape it costs nothing.
         left, places = int(self.alive.sum()), len(self.alive)
-        if self.passes.backend == "eager" and line is None and 0 < left <= places // 2:
+        if self.passes.backend != "compiled" and line is None and 0 < left <= places // 2:
             keep = np.flatnonzero(self.alive).tolist()
             self._seconds[self.present] += self._updates.seconds
             self._parameters = [p[keep].contiguous() for p in self._parameters]

@@ -50,7 +50,7 @@ def tried(spec: StudySpec, variants: Mapping[Levels, Variant], device: str) -> d
         if key not in programs:
             with sound(task, level_words(spec, levels)):
                 first_batch(task, size)  # says where in a person's file something is wrong
-                programs[key] = probe(task, size, device)
+                programs[key] = probe(task, size, device, len(spec.seeds) == 1)
         found[levels] = Ready(variant, programs[key])
     return found
 
