@@ -272,9 +272,10 @@ def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) 
         for factor in result.spec.varied:
             console.print()
             console.print(effect_table(result, factor, console.width))
-        console.print(result.verdict, highlight=False)
+        # A person's names and lines of code may look like markup.
+        console.print(result.verdict, highlight=False, markup=False)
         for note in result.notes:
-            console.print(note, style="dim", highlight=False)
+            console.print(note, style="dim", highlight=False, markup=False)
     for what, path in written.items():
         print(f"{what}: {path}", file=sys.stderr if json else sys.stdout)
 
