@@ -1,5 +1,6 @@
 """Replicas against single runs, divergence, fallback, buffers and randomness."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.replicas import models
 from thalweg import rules
 from thalweg.optim.registry import BUILT_IN, OPTIMIZERS
 from thalweg.replicas import Budget, Programs, Replica, probe, train
-from thalweg.tasks import load
+from thalweg.tasks import Metric, load
 
 BUDGET = Budget(steps=18, batch_size=16, steps_per_epoch=6)
 
@@ -298,3 +299,38 @@ def test_a_model_that_is_another_at_every_call_is_not_frozen():
     assert "another at every call" in program.note
     assert program.tape is None
     assert not program.concurrent
+
+
+class Pair(nn.Module):
+    """Outputs that are no tensor of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return {"all": self.layer(x), "scale": self.layer.weight.square().mean()}
+
+
+def rmse(outputs, y):
+    values = outputs["all"] if isinstance(outputs, dict) else outputs
+    return (values.softmax(-1).amax(-1) - y).square().mean().sqrt()
+
+
+def entropy(outputs, y):
+    return nn.functional.cross_entropy(outputs["all"] if isinstance(outputs, dict) else outputs, y)
+
+
+@pytest.mark.parametrize("model", [models.mlp, models.batch_norm, Pair])
+def test_a_metric_that_is_no_mean_is_that_of_the_whole_set(model, monkeypatch):
+    """However many runs train together, which decides how large the pieces are."""
+    made = models.task(model, loss=entropy)
+    task = replace(made, metric=Metric("rmse", rmse, higher_is_better=False))
+    chunk = [Replica(rules.ADAM, rules.ADAM.complete({"lr": 0.01}), seed) for seed in range(3)]
+    budget = Budget(steps=6, batch_size=16, steps_per_epoch=6)
+    (whole,) = train(task, chunk, budget)
+    monkeypatch.setattr(sys.modules["thalweg.replicas.train"], "PIECE", 12 * 20)
+    (pieces,) = train(task, chunk, budget)
+    np.testing.assert_allclose(pieces.test_metric, whole.test_metric, rtol=1e-5)
+    np.testing.assert_allclose(pieces.validation_metric, whole.validation_metric, rtol=1e-5)
+    np.testing.assert_allclose(pieces.test_loss, whole.test_loss, rtol=1e-5)

@@ -21,7 +21,7 @@ from thalweg.tasks.blame import first_line, place, quoted
 if TYPE_CHECKING:
     from thalweg.replicas.taped import Tape, TrainingTape
 
-__all__ = ["Backend", "Model", "Program", "build", "stack"]
+__all__ = ["ALONE", "Backend", "Model", "Program", "build", "stack"]
 
 Backend: TypeAlias = Literal["eager", "compiled", "one by one"]
 Tensors: TypeAlias = list[Tensor]
@@ -84,7 +84,7 @@ class Program:
 
 
 # Held while the global random state or a module's tensors are exchanged.
-_ALONE = RLock()
+ALONE = RLock()
 
 
 def stack(task: Task, seeds: Sequence[int], device: str) -> tuple[Model, Tensors, Tensors]:
@@ -95,7 +95,7 @@ def stack(task: Task, seeds: Sequence[int], device: str) -> tuple[Model, Tensors
         contiguous. Replicas of one seed start from equal weights.
     """
     copies: dict[int, dict[str, Tensor]] = {}
-    with _ALONE, torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         for seed in sorted(set(seeds)):
             torch.manual_seed(seed)
             module = task.model()
@@ -189,7 +189,7 @@ def build(
         return Program(each_step, torch.no_grad()(each_score), backend)
     example = (parameters, constants, *batch)
     alone = batch if shared else tree_map(lambda t: t[0], batch)
-    with _ALONE, torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         try:
             step(*example)
         except Exception as error:
@@ -212,7 +212,7 @@ def _alone(evaluate: Evaluation) -> Evaluation:
     """An evaluation during which no other swaps a module's tensors."""
 
     def run(parameters: Tensors, constants: Tensors, x: Batch, y: Batch) -> tuple[Tensor, Tensor]:
-        with _ALONE:
+        with ALONE:
             return evaluate(parameters, constants, x, y)
 
     return run
@@ -364,7 +364,7 @@ def _straight_score(scored: Evaluation) -> Evaluation:
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
         shapes = *(t.shape for t in tree_leaves((x, y))), len(parameters[0])
-        with _ALONE:
+        with ALONE:
             if shapes not in traced:
                 stacks, example = (parameters, constants), (parameters, constants, x, y)
                 try:
@@ -381,7 +381,7 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     def untraced(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
-        with _ALONE:
+        with ALONE:
             return scored(parameters, constants, x, y)
 
     return torch.no_grad()(evaluate)

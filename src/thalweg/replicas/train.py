@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.replicas.program import Backend, Model, Program, build, stack
+from thalweg.replicas.program import ALONE, Backend, Model, Program, build, stack
 from thalweg.replicas.update import Replica, Updates
 from thalweg.tasks import Batch, Split, Task
 
@@ -341,7 +341,10 @@ class Training:
 
     def evaluate(self, split: Split) -> tuple[Array, Array]:
         """Mean loss and metric of every place over a data set on the device, ``(places,)`` each."""
-        return _evaluate(self.passes, self._parameters, self._constants, split)
+        stacks = self._parameters, self._constants
+        if self._task.metric.mean or piece(split, len(self.present), len(split)) == len(split):
+            return _evaluate(self.passes, *stacks, split)
+        return _undivided(self._task, self._model, *stacks, split)
 
     def gradients(self, index: Tensor) -> list[Tensor]:
         """Gradients of small batches at the present weights, which stay.
@@ -489,3 +492,30 @@ def _evaluate(
         losses += loss.double().cpu().numpy() * (part.stop - i)
         metrics += metric.double().cpu().numpy() * (part.stop - i)
     return losses / len(split), metrics / len(split)
+
+
+def _undivided(
+    task: Task, model: Model, parameters: list[Tensor], constants: list[Tensor], split: Split
+) -> tuple[Array, Array]:
+    """The same where the metric is no mean over samples: of all outputs of a replica at once."""
+    size = piece(split, 1, len(split))
+
+    def scores(parameters: list[Tensor], constants: list[Tensor]) -> list[float]:
+        def of(x: Batch) -> Any:
+            return model.call(model.evaluate, parameters, constants, x)
+
+        parts = [of(split[i : i + size][0]) for i in range(0, len(split), size)]
+        leaves = tree_leaves(parts[0])
+        if all(isinstance(t, Tensor) and t.ndim and len(t) == size for t in leaves):
+            outputs = tree_map(lambda *t: torch.cat(t), *parts)
+        else:
+            outputs = of(split.x)
+        return [float(judge(outputs, split.y)) for judge in (task.loss.of, task.metric.of)]
+
+    with ALONE, torch.no_grad():
+        found = [
+            scores([p[i] for p in parameters], [c[i] for c in constants])
+            for i in range(len(parameters[0]))
+        ]
+    losses, metrics = np.array(found).T
+    return losses, metrics

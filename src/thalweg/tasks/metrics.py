@@ -15,19 +15,22 @@ __all__ = ["ACCURACY", "ERROR", "METRICS", "accuracy", "as_metric", "mae", "mse"
 
 @dataclass(frozen=True)
 class Metric:
-    """What results are compared by: a mean over samples of how well each is predicted.
+    """What results are compared by.
 
     Attributes:
         name: as tables print it.
-        of: ``(outputs, targets) -> scalar tensor``, a mean over the batch, without side effects.
+        of: ``(outputs, targets) -> scalar tensor``, without side effects.
         higher_is_better: True for an accuracy, False for an error.
         percent: whether it is a fraction, to be printed in per cent.
+        mean: whether it is a mean over samples, so that parts of a large set may be measured
+            apart, which is faster. False is always right.
     """
 
     name: str
     of: Callable[[Any, Any], Tensor]
     higher_is_better: bool = True
     percent: bool = False
+    mean: bool = False
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -85,13 +88,13 @@ def mse(outputs: Tensor, y: Tensor) -> Tensor:
     return _apart("mse", outputs, y).square().mean()
 
 
-ACCURACY = Metric("accuracy", accuracy, percent=True)
-ERROR = Metric("mean absolute error", mae, higher_is_better=False)
+ACCURACY = Metric("accuracy", accuracy, percent=True, mean=True)
+ERROR = Metric("mean absolute error", mae, higher_is_better=False, mean=True)
 
 METRICS: dict[str, Metric] = {
     "accuracy": ACCURACY,
     "mae": ERROR,
-    "mse": Metric("mean squared error", mse, higher_is_better=False),
+    "mse": Metric("mean squared error", mse, higher_is_better=False, mean=True),
 }
 
 

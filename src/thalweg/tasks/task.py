@@ -34,9 +34,10 @@ class Task:
             (``label_smoothing=0.2``); a function ``(outputs, targets) -> scalar tensor`` that is a
             mean over the batch, or a `Loss`. By default cross-entropy for targets that are
             integers, the mean squared error for others.
-        metric: name in `thalweg.tasks.METRICS`, a function, a fraction of which more is better, or
-            a `Metric`. By default accuracy for integers and for the loss ``bce``, the mean absolute
-            error for others.
+        metric: name in `thalweg.tasks.METRICS`, a function ``(outputs, targets) -> scalar tensor``
+            of which more is better, or a `Metric`, which says whether it is; of a whole set, so
+            that it need not be a mean. By default accuracy for integers and for the loss ``bce``,
+            the mean absolute error for others.
         name: one word, as typed.
         title: a few words, as reports print it; the name by default.
         target: the validation metric that counts as trained, for time to target; None for none.
