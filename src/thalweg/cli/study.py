@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
+from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, sentence, takes_data
 
 if TYPE_CHECKING:
     from thalweg.studies import Progress, StudyResult
@@ -171,7 +171,8 @@ def study(
         assert isinstance(best.task, thalweg.TableTask)
         predictor = best.task.predictor(best.weights)
         written["Model"] = _write("--model", model, predictor.save, result.verdict, db)
-    _print(result, written | {"Record": db}, json)
+    told = () if table is not None else result.task.notes  # those of a table are shown before
+    _print(result, told, written | {"Record": db}, json)
 
 
 @contextmanager
@@ -259,7 +260,9 @@ def _write(option: str, path: Path, write: "Callable[[Path], object]", shown: st
     return path
 
 
-def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) -> None:
+def _print(
+    result: "StudyResult", told: "Sequence[str]", written: "dict[str, Path | str]", json: bool
+) -> None:
     from rich.console import Console
 
     from thalweg.report import effect_table, summary_table
@@ -274,8 +277,8 @@ def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) 
             console.print(effect_table(result, factor, console.width))
         # A person's names and lines of code may look like markup.
         console.print(result.verdict, highlight=False, markup=False)
-        for note in result.notes:
-            console.print(note, style="dim", highlight=False, markup=False)
+        for note in (*told, *result.notes):
+            console.print(sentence(note), style="dim", highlight=False, markup=False)
     for what, path in written.items():
         print(f"{what}: {path}", file=sys.stderr if json else sys.stdout)
 

@@ -16,6 +16,7 @@ import torch
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Backend, Budget, Evaluation, Factors, Programs, Replica, train
 from thalweg.studies.factors import FACTORS
+from thalweg.studies.sound import sound_still
 from thalweg.studies.spec import Run, StudySpec
 from thalweg.studies.store import Store
 from thalweg.tasks import Task
@@ -182,17 +183,18 @@ def _evaluations(
     journal: "_Journal",
     keep: Sequence[int] = (),
 ) -> Iterator[Evaluation]:
-    return train(
-        chunk.task,
-        [replica(run, chunk.schedule) for run in chunk.runs],
-        chunk.budget,
-        backend=chunk.backend,
-        device=device,
-        draw_seed=int(chunk.runs[0].id, 16),
-        programs=programs,
-        stop=journal.add,
-        keep=keep,
-    )
+    with sound_still(chunk.task):
+        yield from train(
+            chunk.task,
+            [replica(run, chunk.schedule) for run in chunk.runs],
+            chunk.budget,
+            backend=chunk.backend,
+            device=device,
+            draw_seed=int(chunk.runs[0].id, 16),
+            programs=programs,
+            stop=journal.add,
+            keep=keep,
+        )
 
 
 def _in_threads(

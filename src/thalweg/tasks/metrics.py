@@ -1,5 +1,6 @@
 """Metrics by name."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -91,6 +92,13 @@ def mse(outputs: Tensor, y: Tensor) -> Tensor:
 ACCURACY = Metric("accuracy", accuracy, percent=True, mean=True)
 ERROR = Metric("mean absolute error", mae, higher_is_better=False, mean=True)
 
+# A function of whose name one of these is a part.
+_ERRORS = {
+    "error", "errors", "err", "loss", "mae", "mse", "rmse", "msle", "rmsle", "mape", "smape", "nll",
+    "bce", "perplexity", "deviance", "brier", "ece", "wer", "cer", "distance", "regret",
+}  # fmt: skip
+_WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
 METRICS: dict[str, Metric] = {
     "accuracy": ACCURACY,
     "mae": ERROR,
@@ -117,7 +125,15 @@ def as_metric(
     if isinstance(given, Metric):
         return given
     if callable(given):
-        return Metric(getattr(given, "__name__", type(given).__name__), given)
+        name = getattr(given, "__name__", type(given).__name__)
+        if _ERRORS & set(map(str.lower, _WORDS.findall(name))):
+            raise TaskError(
+                "metric",
+                f"of a function more is taken for better, and {name} sounds like an error; give "
+                f"thalweg.Metric({name!r}, {name}, higher_is_better=False), or =True if more is "
+                f"better indeed",
+            )
+        return Metric(name, given)
     if not isinstance(targets, Tensor):
         raise TaskError(
             "metric",

@@ -101,7 +101,7 @@ class Task:
             "title": title or name,
             "target": target,
             "batch_size": batch_size or min(found.batch_size or DEFAULT_BATCH, len(found.train)),
-            "notes": tuple(dict.fromkeys((*notes, *found.notes))),
+            "notes": tuple(dict.fromkeys((*notes, *found.notes, *_direction(metric)))),
             "encodings": encodings or {},
         }
         for field, value in fields.items():
@@ -130,3 +130,14 @@ class Task:
                 digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
                 digested.update(tensor.detach().contiguous().cpu().numpy().tobytes())
         return digested.hexdigest()[:16]
+
+
+def _direction(metric: Any) -> list[str]:
+    """What is assumed of a metric that says nothing of it."""
+    if isinstance(metric, (str, Metric)) or metric is None:
+        return []
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return [
+        f"more of the metric {name} is taken for better; for an error give thalweg.Metric(NAME, "
+        f"FUNCTION, higher_is_better=False)"
+    ]
