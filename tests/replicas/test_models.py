@@ -302,3 +302,53 @@ def test_a_study_of_it(model):
     found = thalweg.study(models.task(model), ["adam", "sgd"], lr=[0.01], seeds=2, epochs=2)
     assert (found.runs["outcome"] == "completed").all()
     assert found.verdict
+
+
+class Trims(nn.Module):
+    """Cuts a batch to its longest sample, whose length it reads from the inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, lengths):
+        return self.layer(x[:, : int(lengths.max())].sum(1))
+
+
+def trims() -> Task:
+    def part(n, seed):
+        split = models.data(n, seed)
+        return (split.x.view(-1, 3, 4), 1 + torch.arange(n) // 8 % 3), split.y
+
+    train, validation, test = part(96, 1), part(48, 2), part(48, 3)
+    metric = Metric("accuracy", models.accuracy, percent=True)
+    return Task(model=Trims, train=train, validation=validation, test=test, metric=metric)
+
+
+def labelled(outputs, y):
+    known = y > 0
+    return nn.functional.cross_entropy(outputs[known], y[known])
+
+
+READERS = {"targets": lambda: models.task(models.mlp, loss=labelled), "inputs": trims}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_reads_values_of_its_data_trains_every_seed(name):
+    task = READERS[name]()
+    program = probe(task, 16, "cpu")
+    assert program.backend == "one by one"
+    assert "test_models.py:" in program.note
+    for seed, curve in zip((0, 4), trained(task, (0, 4), "eager"), strict=True):
+        compare(curve, by_hand(task, seed))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_study_of_what_reads_values_of_its_data(name):
+    task = READERS[name]()
+    found = thalweg.study(task, ["adam"], lr=[0.01], seeds=3, epochs=2)
+    assert (found.runs["outcome"] == "completed").all()
+    assert found.runs["train_loss"].notna().all()
+    assert any("one after another" in note for note in found.notes)
+    told = [f.evidence for f in thalweg.check(task).findings if f.what == "replicas"]
+    assert "one after another" in told[0]

@@ -1,5 +1,6 @@
 """Replicas against single runs, divergence, fallback, buffers and randomness."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from thalweg import rules, schedules
 from thalweg.optim.registry import BUILT_IN, OPTIMIZERS
 from thalweg.replicas import Budget, Programs, Replica, Training, probe, train
 from thalweg.replicas.update import _Group
-from thalweg.tasks import load
+from thalweg.tasks import Metric, load
 
 BUDGET = Budget(steps=18, batch_size=16, steps_per_epoch=6)
 
@@ -114,7 +115,7 @@ def test_a_replica_with_a_schedule_is_the_plain_loop(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_coefficients_found_at_once_are_those_of_each_step(name):
     rule = OPTIMIZERS[name].rule
-    schedule = schedules.inv(0.1)
+    schedule = schedules.inv(0.1, 1)
     members = [replace(replica(rule, lr=lr), schedule=schedule) for lr in (0.01, 0.1, 1.0)]
     group = _Group(
         rule.resolve(members[0].hyper, (4, 4)), [0, 1, 2], members, [torch.zeros(3, 4, 4)], [0]
@@ -127,14 +128,12 @@ def test_coefficients_found_at_once_are_those_of_each_step(name):
 
 
 def test_schedules_of_replicas_that_leave_leave_with_them():
-    task = load("digits")
-    budget = Budget(steps=99, batch_size=32, steps_per_epoch=33)
-    calm = replace(replica(rules.SGD, lr=0.1), schedule=schedules.cosine(99))
+    task = models.task(models.convolutional)
+    calm = replace(replica(rules.SGD, lr=0.1), schedule=schedules.cosine(18).hold())
     wild = [replica(rules.SGD, lr=1e6)] * 5
-    found = curves(models.task(models.batch_norm), [*wild, calm], budget)
+    found = curves(task, [*wild, calm])
     assert all(len(curve) < 3 for curve in found[:5])
-    alone = curves(models.task(models.batch_norm), [calm], budget)[0]
-    np.testing.assert_allclose(found[5], alone, rtol=1e-4, atol=1 / len(task.validation))
+    np.testing.assert_allclose(found[5], curves(task, [calm])[0], rtol=1e-4, atol=1e-6)
 
 
 def test_in_pieces_the_same_as_at_once():
@@ -390,3 +389,38 @@ def test_a_model_that_is_another_at_every_call_is_not_frozen():
     assert "another at every call" in program.note
     assert program.tape is None
     assert not program.concurrent
+
+
+class Pair(nn.Module):
+    """Outputs that are no tensor of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return {"all": self.layer(x), "scale": self.layer.weight.square().mean()}
+
+
+def rmse(outputs, y):
+    values = outputs["all"] if isinstance(outputs, dict) else outputs
+    return (values.softmax(-1).amax(-1) - y).square().mean().sqrt()
+
+
+def entropy(outputs, y):
+    return nn.functional.cross_entropy(outputs["all"] if isinstance(outputs, dict) else outputs, y)
+
+
+@pytest.mark.parametrize("model", [models.mlp, models.batch_norm, Pair])
+def test_a_metric_that_is_no_mean_is_that_of_the_whole_set(model, monkeypatch):
+    """However many runs train together, which decides how large the pieces are."""
+    made = models.task(model, loss=entropy)
+    task = replace(made, metric=Metric("rmse", rmse, higher_is_better=False))
+    chunk = [Replica(rules.ADAM, rules.ADAM.complete({"lr": 0.01}), seed) for seed in range(3)]
+    budget = Budget(steps=6, batch_size=16, steps_per_epoch=6)
+    (whole,) = train(task, chunk, budget)
+    monkeypatch.setattr(sys.modules["thalweg.replicas.train"], "PIECE", 12 * 20)
+    (pieces,) = train(task, chunk, budget)
+    np.testing.assert_allclose(pieces.test_metric, whole.test_metric, rtol=1e-5)
+    np.testing.assert_allclose(pieces.validation_metric, whole.validation_metric, rtol=1e-5)
+    np.testing.assert_allclose(pieces.test_loss, whole.test_loss, rtol=1e-5)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from thalweg.tasks import Task
     from thalweg.tasks.tables import Column, TableTask
 
-__all__ = ["DataOptions", "TaskName", "option_of", "print_columns", "takes_data"]
+__all__ = ["DataOptions", "TaskName", "option_of", "print_columns", "sentence", "takes_data"]
 
 TaskName = Annotated[
     str,
@@ -211,7 +211,12 @@ def print_columns(task: "TableTask") -> None:
         highlight=False,
     )
     for note in task.notes:
-        console.print(note, style="dim", highlight=False, markup=False)
+        console.print(sentence(note), style="dim", highlight=False, markup=False)
+
+
+def sentence(note: str) -> str:
+    """A note with a capital and a full stop."""
+    return f"{note[0].upper()}{note[1:]}{'' if note.endswith('.') else '.'}"
 
 
 def _values(column: "Column") -> str:

@@ -1,7 +1,7 @@
 """``thalweg study``."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
+from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, sentence, takes_data
 from thalweg.cli.training import Line, compiling, keep_memory, leaving_at_once, names, refuse
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ def study(
         assert isinstance(best.task, thalweg.TableTask)
         predictor = best.task.predictor(best.weights)
         written["Model"] = _write("--model", model, predictor.save, result.verdict, db)
-    _print(result, written | {"Record": db}, json)
+    told = () if table is not None else result.task.notes  # those of a table are shown before
+    _print(result, told, written | {"Record": db}, json)
 
 
 def _importing_report(show: "Callable[[Progress], None]") -> "Callable[[Progress], None]":
@@ -200,7 +201,9 @@ def _write(option: str, path: Path, write: "Callable[[Path], object]", shown: st
     return path
 
 
-def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) -> None:
+def _print(
+    result: "StudyResult", told: "Sequence[str]", written: "dict[str, Path | str]", json: bool
+) -> None:
     from rich.console import Console
 
     from thalweg.report import effect_table, summary_table
@@ -213,8 +216,9 @@ def _print(result: "StudyResult", written: "dict[str, Path | str]", json: bool) 
         for factor in result.spec.varied:
             console.print()
             console.print(effect_table(result, factor, console.width))
-        console.print(result.verdict, highlight=False)
-        for note in result.notes:
-            console.print(note, style="dim", highlight=False)
+        # A person's names and lines of code may look like markup.
+        console.print(result.verdict, highlight=False, markup=False)
+        for note in (*told, *result.notes):
+            console.print(sentence(note), style="dim", highlight=False, markup=False)
     for what, path in written.items():
         print(f"{what}: {path}", file=sys.stderr if json else sys.stdout)

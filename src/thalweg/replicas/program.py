@@ -21,7 +21,7 @@ from thalweg.tasks.blame import first_line, place, quoted
 if TYPE_CHECKING:
     from thalweg.replicas.taped import Tape, TrainingTape
 
-__all__ = ["Backend", "Model", "Program", "build", "stack"]
+__all__ = ["ALONE", "Backend", "Model", "Program", "build", "stack"]
 
 Backend: TypeAlias = Literal["eager", "compiled", "one by one"]
 Tensors: TypeAlias = list[Tensor]
@@ -84,7 +84,7 @@ class Program:
 
 
 # Held while the global random state or a module's tensors are exchanged.
-_ALONE = RLock()
+ALONE = RLock()
 
 
 def stack(task: Task, seeds: Sequence[int], device: str) -> tuple[Model, Tensors, Tensors]:
@@ -95,7 +95,7 @@ def stack(task: Task, seeds: Sequence[int], device: str) -> tuple[Model, Tensors
         contiguous. Replicas of one seed start from equal weights.
     """
     copies: dict[int, dict[str, Tensor]] = {}
-    with _ALONE, torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         for seed in sorted(set(seeds)):
             torch.manual_seed(seed)
             module = task.model()
@@ -158,17 +158,22 @@ def build(
         )
         return losses.detach(), list(gradients), [c.detach() for c in changed]
 
-    def one_step(
+    def each_step(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensors, Tensors]:
-        leaves = [p[0].detach().requires_grad_() for p in parameters]
-        value, changed = loss(leaves, [c[0] for c in constants], x, y)
-        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
-        filled = [
-            torch.zeros_like(p) if g is None else g.unsqueeze(0)
-            for g, p in zip(gradients, parameters, strict=True)
-        ]
-        return value.detach()[None], filled, [c.detach()[None] for c in changed]
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        losses, changed = [], []
+        for i in range(len(parameters[0])):
+            batch = (x, y) if shared else tree_map(lambda t, i=i: t[i], (x, y))
+            value, buffers = loss([p[i] for p in leaves], [c[i] for c in constants], *batch)
+            losses.append(value)
+            changed.append(buffers)
+        stacked = torch.stack(losses)
+        gradients = torch.autograd.grad(
+            stacked, leaves, torch.ones_like(stacked), allow_unused=True, materialize_grads=True
+        )
+        joined = [torch.stack(c).detach() for c in zip(*changed, strict=True)]
+        return stacked.detach(), list(gradients), joined
 
     def each_score(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
@@ -181,16 +186,16 @@ def build(
         return torch.stack(losses), torch.stack(metrics)
 
     if backend == "one by one":
-        return Program(one_step, torch.no_grad()(each_score), backend)
+        return Program(each_step, torch.no_grad()(each_score), backend)
     example = (parameters, constants, *batch)
     alone = batch if shared else tree_map(lambda t: t[0], batch)
-    with _ALONE, torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         try:
             step(*example)
         except Exception as error:
-            one_step(parameters, constants, *alone)
+            each_step(*example)
             note = f"runs go one after another, because {_obstacle(error)}"
-            return Program(one_step, torch.no_grad()(each_score), "one by one", note)
+            return Program(each_step, torch.no_grad()(each_score), "one by one", note)
         try:
             torch.no_grad()(scored)(parameters, constants, *alone)
         except Exception as error:
@@ -207,7 +212,7 @@ def _alone(evaluate: Evaluation) -> Evaluation:
     """An evaluation during which no other swaps a module's tensors."""
 
     def run(parameters: Tensors, constants: Tensors, x: Batch, y: Batch) -> tuple[Tensor, Tensor]:
-        with _ALONE:
+        with ALONE:
             return evaluate(parameters, constants, x, y)
 
     return run
@@ -359,7 +364,7 @@ def _straight_score(scored: Evaluation) -> Evaluation:
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
         shapes = *(t.shape for t in tree_leaves((x, y))), len(parameters[0])
-        with _ALONE:
+        with ALONE:
             if shapes not in traced:
                 stacks, example = (parameters, constants), (parameters, constants, x, y)
                 try:
@@ -376,7 +381,7 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     def untraced(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
-        with _ALONE:
+        with ALONE:
             return scored(parameters, constants, x, y)
 
     return torch.no_grad()(evaluate)

@@ -47,17 +47,11 @@ def at_start(
                 task, model, parameters, constants, batch, shared=True, backend="eager"
             )
         program = programs[len(index)]
-        alone = program.backend == "one by one"
         share = len(index) / len(order)
-        each = 1 if alone else len(seeds)
-        for i in range(0, len(seeds), each):
-            places = slice(i, i + each)
-            with RandomStream(0):
-                loss, found, _ = program.step(
-                    [p[places] for p in parameters], [c[places] for c in constants], *batch
-                )
-            losses[places] += share * loss.double().cpu()
-            for total, gradient in zip(gradients, found, strict=True):
-                total[places] += share * gradient.double().cpu()
+        with RandomStream(0):
+            loss, found, _ = program.step(parameters, constants, *batch)
+        losses += share * loss.double().cpu()
+        for total, gradient in zip(gradients, found, strict=True):
+            total += share * gradient.double().cpu()
     squares = sum(g.flatten(1).square().sum(1) for g in gradients)
     return losses.numpy(), torch.as_tensor(squares).sqrt().numpy()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.replicas.program import Backend, Model, Program, build, stack
+from thalweg.replicas.program import ALONE, Backend, Model, Program, build, stack
 from thalweg.replicas.update import Replica, Updates
 from thalweg.tasks import Batch, Split, Task
 
@@ -131,16 +131,24 @@ class _Batches:
         return owned
 
 
-def probe(task: Task, batch_size: int, device: str) -> Program:
+def probe(task: Task, batch_size: int, device: str, shared: bool = False) -> Program:
     """Passes of two replicas, to see whether the model's can train together and in threads.
+
+    Args:
+        task: what is trained.
+        batch_size: samples a step.
+        device: as torch names it.
+        shared: whether both see the same batch, as replicas of one seed do: a model or a loss
+            that reads values of its data may train together then alone.
 
     Raises:
         Exception: whatever the model, loss or metric raises on a batch when run alone.
     """
     data = task.train.to(device)
     model, parameters, constants = stack(task, [0, 0], device)
-    batch = data[:batch_size]
-    program = build(task, model, parameters, constants, batch, shared=True, backend="eager")
+    index = torch.arange(2 * batch_size, device=device) % len(data)
+    batch = data[index[:batch_size] if shared else index.reshape(2, batch_size)]
+    program = build(task, model, parameters, constants, batch, shared, "eager")
     program.evaluate(parameters, constants, *data[:1])
     return program
 
@@ -163,7 +171,7 @@ def train(
 
     Args:
         task: what is trained.
-        replicas: one or more; with the backend "one by one" exactly one.
+        replicas: one or more.
         budget: the same for all.
         backend: how passes run.
         device: as torch names it.
@@ -230,7 +238,7 @@ class Training:
 
     Args:
         task: what is trained.
-        replicas: one or more; with the backend "one by one" exactly one.
+        replicas: one or more.
         budget: whose batches; training may go on beyond its steps.
         backend: how passes run.
         device: as torch names it.
@@ -333,7 +341,10 @@ class Training:
 
     def evaluate(self, split: Split) -> tuple[Array, Array]:
         """Mean loss and metric of every place over a data set on the device, ``(places,)`` each."""
-        return _evaluate(self.passes, self._parameters, self._constants, split)
+        stacks = self._parameters, self._constants
+        if self._task.metric.mean or piece(split, len(self.present), len(split)) == len(split):
+            return _evaluate(self.passes, *stacks, split)
+        return _undivided(self._task, self._model, *stacks, split)
 
     def gradients(self, index: Tensor) -> list[Tensor]:
         """Gradients of small batches at the present weights, which stay.
@@ -353,17 +364,9 @@ class Training:
                 self._task, self._model, stacks, constants, (x, y), False, "eager"
             )
         program = self._parts[index.shape]
-        alone = program.backend == "one by one"
-        found = []
         with nullcontext() if program.concurrent else self._state:
-            for i in range(places * batches if alone else 1):
-                mine = slice(i, i + 1) if alone else slice(None)
-                batch = tree_map(lambda t, at=i if alone else mine: t[at], (x, y))
-                found.append(
-                    program.step([s[mine] for s in stacks], [c[mine] for c in constants], *batch)[1]
-                )
-        joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
-        return [g.reshape(places, batches, *g.shape[1:]) for g in joined]
+            _, gradients, _ = program.step(stacks, constants, x, y)
+        return [g.reshape(places, batches, *g.shape[1:]) for g in gradients]
 
     def tensors_of(self, place: int) -> dict[str, Tensor]:
         """Copies of a replica's parameters and buffers, by name."""
@@ -383,7 +386,7 @@ class Training:
         # Compiled passes have a fixed shape: there an empty place costs less than compiling. On a
         # tape it costs nothing.
         left, places = int(self.alive.sum()), len(self.alive)
-        if self.passes.backend == "eager" and line is None and 0 < left <= places // 2:
+        if self.passes.backend != "compiled" and line is None and 0 < left <= places // 2:
             keep = np.flatnonzero(self.alive).tolist()
             self._seconds[self.present] += self._updates.seconds
             self._parameters = [p[keep].contiguous() for p in self._parameters]
@@ -489,3 +492,30 @@ def _evaluate(
         losses += loss.double().cpu().numpy() * (part.stop - i)
         metrics += metric.double().cpu().numpy() * (part.stop - i)
     return losses / len(split), metrics / len(split)
+
+
+def _undivided(
+    task: Task, model: Model, parameters: list[Tensor], constants: list[Tensor], split: Split
+) -> tuple[Array, Array]:
+    """The same where the metric is no mean over samples: of all outputs of a replica at once."""
+    size = piece(split, 1, len(split))
+
+    def scores(parameters: list[Tensor], constants: list[Tensor]) -> list[float]:
+        def of(x: Batch) -> Any:
+            return model.call(model.evaluate, parameters, constants, x)
+
+        parts = [of(split[i : i + size][0]) for i in range(0, len(split), size)]
+        leaves = tree_leaves(parts[0])
+        if all(isinstance(t, Tensor) and t.ndim and len(t) == size for t in leaves):
+            outputs = tree_map(lambda *t: torch.cat(t), *parts)
+        else:
+            outputs = of(split.x)
+        return [float(judge(outputs, split.y)) for judge in (task.loss.of, task.metric.of)]
+
+    with ALONE, torch.no_grad():
+        found = [
+            scores([p[i] for p in parameters], [c[i] for c in constants])
+            for i in range(len(parameters[0]))
+        ]
+    losses, metrics = np.array(found).T
+    return losses, metrics

@@ -4,6 +4,7 @@ from collections.abc import Container, Sequence
 from typing import Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from thalweg.report.words import Column, columns, effect_columns, effect_rows, summary_rows
 from thalweg.studies import Factor, StudyResult
@@ -73,7 +74,7 @@ def _table(
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for i in shown:
         justify: Literal["left", "right"] = "right" if i in right else "left"
-        table.add_column(heads[i].short, justify=justify, no_wrap=True)
+        table.add_column(Text(heads[i].short), justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*(row[i] for i in shown))
+        table.add_row(*(Text(row[i]) for i in shown))
     return table

@@ -1,19 +1,17 @@
 """How the runs of a study are laid out: which train together, and by which passes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from thalweg.errors import ArgumentError
 from thalweg.replicas import Backend, Program, probe
 from thalweg.studies.arms import level_words
 from thalweg.studies.execute import Chunk, chunks
-from thalweg.studies.factors import Levels, StudyError, Variant
+from thalweg.studies.factors import Levels, Variant
+from thalweg.studies.sound import sound
 from thalweg.studies.spec import Run, StudySpec, factors_of, plan
-from thalweg.tasks import Task
-from thalweg.tasks.trial import first_batch
+from thalweg.tasks.trial import first_batch, same_start
 
 __all__ = ["Cuts", "Ready", "Tried", "arranged", "backend_of", "cut", "joined", "tried"]
 
@@ -27,10 +25,12 @@ class Ready:
     Attributes:
         variant: it.
         program: of two replicas, which shows how its passes can run.
+        repeats: whether it starts from the same weights under the same seed.
     """
 
     variant: Variant
     program: Program
+    repeats: bool = True
 
 
 Tried = Mapping[Levels, Ready]
@@ -43,40 +43,18 @@ def tried(spec: StudySpec, variants: Mapping[Levels, Variant], device: str) -> d
         StudyError: for a model, a loss or a metric that fails, in one sentence.
     """
     found = {}
-    programs: dict[tuple[str, int], Program] = {}  # schedules are nothing to them
+    # Schedules are nothing to them.
+    programs: dict[tuple[str, int], tuple[Program, bool]] = {}
     for levels, variant in variants.items():
         task, size = variant.task, variant.batch_size
         key = task.fingerprint, size
         if key not in programs:
             with sound(task, level_words(spec, levels)):
                 first_batch(task, size)  # says where in a person's file something is wrong
-                programs[key] = probe(task, size, device)
-        found[levels] = Ready(variant, programs[key])
+                program = probe(task, size, device, len(spec.seeds) == 1)
+                programs[key] = program, same_start(task)
+        found[levels] = Ready(variant, *programs[key])
     return found
-
-
-@contextmanager
-def sound(task: Task, words: str = "") -> Iterator[None]:
-    """Turn what a task's own functions raise into one sentence.
-
-    Args:
-        task: whose functions run inside.
-        words: which levels it has, where there are several.
-
-    Raises:
-        StudyError: for any error.
-    """
-    try:
-        yield
-    except ArgumentError as error:
-        raise StudyError(error.argument, error.problem) from error
-    except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
-        raise StudyError(
-            "task",
-            f"{task.name!r} cannot be trained{f' with {words}' if words else ''}: its model, loss "
-            f"or metric raises {type(error).__name__} ({first})",
-        ) from error
 
 
 def cut(spec: StudySpec, ready: Tried, device: str) -> dict[Levels, list[list[Run]]]:

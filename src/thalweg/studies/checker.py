@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from thalweg.replicas import Program, probe
 from thalweg.tasks import Task, TaskError, load
-from thalweg.tasks.blame import defined
+from thalweg.tasks.blame import defined, raised
 from thalweg.tasks.trial import FirstBatch, called, first_batch, same_start
 
 __all__ = ["Check", "Finding", "Status", "check"]
@@ -263,7 +263,12 @@ def _overfit(task: Task) -> Finding:
     until = process_time() + SECONDS * torch.get_num_threads()
     tries = []
     for lr in LEARNING_RATES:
-        tries.append(_learn(task, count, lr, until))
+        try:
+            tries.append(_learn(task, count, lr, until))
+        except Exception as error:
+            seen = f"the first batch passes, and later training raises {raised(error)}"
+            advice = "a study would end there: mend that line, or what leads to it"
+            return Finding("overfits one batch", "fail", seen, advice)
         if tries[-1].learnt or process_time() > until:
             break
     best = min(tries, key=lambda t: (not t.learnt, t.last if math.isfinite(t.last) else math.inf))

@@ -14,8 +14,18 @@ import numpy as np
 import torch
 
 from thalweg.optim.registry import OPTIMIZERS
-from thalweg.replicas import Backend, Budget, Evaluation, Factors, Programs, Replica, train
+from thalweg.replicas import (
+    Backend,
+    Budget,
+    Evaluation,
+    Factors,
+    Programs,
+    Replica,
+    Training,
+    train,
+)
 from thalweg.studies.factors import FACTORS
+from thalweg.studies.sound import sound_still
 from thalweg.studies.spec import Run, StudySpec
 from thalweg.studies.store import Store
 from thalweg.tasks import Task
@@ -126,6 +136,8 @@ def execute(
         for chunk in plan
         if (left := [run for run in chunk.runs if run.id not in finished])
     ]
+    if pending:
+        _warm(pending, device, programs)
     watch = _Watch(plan, pending, time_limit, progress)
 
     def run(chunk: Chunk) -> _Journal:
@@ -143,6 +155,23 @@ def execute(
     for some, threads in ((together, min(workers, len(together))), (alone, 1)):
         for journal in _in_threads(run, some, threads, watch):
             store.record(study, *journal.records())
+
+
+def _warm(pending: Sequence[Chunk], device: str, programs: Programs) -> None:
+    """Have compiled and loaded what the first step would, which no run's time is to include."""
+    warmed: set[str] = set()
+    for chunk in pending:
+        first = {run.optimizer: run for run in reversed(chunk.runs)}
+        if first.keys() <= warmed:
+            continue
+        warmed |= first.keys()
+        # Steps of one seed go another way than those of several.
+        other = [run for run in chunk.runs if run.seed != chunk.runs[0].seed][:1]
+        replicas = [replica(run, chunk.schedule) for run in (*first.values(), *other)]
+        with sound_still(chunk.task):
+            Training(
+                chunk.task, replicas, chunk.budget, chunk.backend, device, programs=programs
+            ).advance(1)
 
 
 def train_again(spec: StudySpec, chunk: Chunk, place: int, device: str) -> Evaluation:
@@ -182,17 +211,18 @@ def _evaluations(
     journal: "_Journal",
     keep: Sequence[int] = (),
 ) -> Iterator[Evaluation]:
-    return train(
-        chunk.task,
-        [replica(run, chunk.schedule) for run in chunk.runs],
-        chunk.budget,
-        backend=chunk.backend,
-        device=device,
-        draw_seed=int(chunk.runs[0].id, 16),
-        programs=programs,
-        stop=journal.add,
-        keep=keep,
-    )
+    with sound_still(chunk.task):
+        yield from train(
+            chunk.task,
+            [replica(run, chunk.schedule) for run in chunk.runs],
+            chunk.budget,
+            backend=chunk.backend,
+            device=device,
+            draw_seed=int(chunk.runs[0].id, 16),
+            programs=programs,
+            stop=journal.add,
+            keep=keep,
+        )
 
 
 def _in_threads(

@@ -13,7 +13,7 @@ import torch
 from thalweg.replicas import Backend, Programs, at_start, step_seconds
 from thalweg.studies.analyse import analyse
 from thalweg.studies.arms import level_words, named
-from thalweg.studies.arrange import Tried, arranged, backend_of, cut, joined, sound, tried
+from thalweg.studies.arrange import Tried, arranged, backend_of, cut, joined, tried
 from thalweg.studies.execute import Progress, execute, replica
 from thalweg.studies.factors import (
     FACTORS,
@@ -26,9 +26,11 @@ from thalweg.studies.factors import (
     cross,
 )
 from thalweg.studies.result import StudyResult, TaskSummary
+from thalweg.studies.sound import sound
 from thalweg.studies.spec import LearningRates, Optimizer, Run, StudySpec, plan, specify
 from thalweg.studies.store import Store
 from thalweg.tasks import Task, TaskError, load
+from thalweg.tasks.blame import defined
 
 __all__ = ["study"]
 
@@ -199,9 +201,20 @@ def _notes(spec: StudySpec, ready: Tried, programs: Programs) -> list[str]:
         built = [p for key, p in programs.items() if key[0] == one.variant.task.fingerprint]
         for note in {p.note for p in (one.program, *built) if p.note}:
             found.setdefault(note, []).append(levels)
+        if not one.repeats:
+            found.setdefault(_drifting(one.variant.task), []).append(levels)
     return sorted(
         note if len(which) == len(ready) else f"{_which(spec, which)}: {note}"
         for note, which in found.items()
+    )
+
+
+def _drifting(task: Task) -> str:
+    where = defined(task.model)
+    return (
+        f"the model starts from other weights under the same seed, so that runs do not repeat and "
+        f"optimizers do not start alike: draw them with torch and not with NumPy or "
+        f"Python{f' ({where})' if where else ''}"
     )
 
 

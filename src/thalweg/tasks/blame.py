@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["defined", "first_line", "is_own", "place", "quoted"]
+__all__ = ["defined", "first_line", "is_own", "place", "quoted", "raised"]
 
 
 def place(error: BaseException, file: Path | None = None) -> str:
@@ -31,6 +31,12 @@ def quoted(error: BaseException, file: Path | None = None) -> str:
     if frame is None or frame.lineno is None:
         return ""
     return linecache.getline(frame.filename, frame.lineno).strip()
+
+
+def raised(error: BaseException) -> str:
+    """An error in one line, with the line of a person's own that it passed, if any."""
+    where, line = place(error), quoted(error)
+    return first_line(error) + (f" at {where}, `{line}`" if where else "")
 
 
 def defined(function: Callable[..., Any]) -> str:

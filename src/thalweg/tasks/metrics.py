@@ -1,5 +1,6 @@
 """Metrics by name."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,19 +16,22 @@ __all__ = ["ACCURACY", "ERROR", "METRICS", "accuracy", "as_metric", "mae", "mse"
 
 @dataclass(frozen=True)
 class Metric:
-    """What results are compared by: a mean over samples of how well each is predicted.
+    """What results are compared by.
 
     Attributes:
         name: as tables print it.
-        of: ``(outputs, targets) -> scalar tensor``, a mean over the batch, without side effects.
+        of: ``(outputs, targets) -> scalar tensor``, without side effects.
         higher_is_better: True for an accuracy, False for an error.
         percent: whether it is a fraction, to be printed in per cent.
+        mean: whether it is a mean over samples, so that parts of a large set may be measured
+            apart, which is faster. False is always right.
     """
 
     name: str
     of: Callable[[Any, Any], Tensor]
     higher_is_better: bool = True
     percent: bool = False
+    mean: bool = False
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -85,13 +89,20 @@ def mse(outputs: Tensor, y: Tensor) -> Tensor:
     return _apart("mse", outputs, y).square().mean()
 
 
-ACCURACY = Metric("accuracy", accuracy, percent=True)
-ERROR = Metric("mean absolute error", mae, higher_is_better=False)
+ACCURACY = Metric("accuracy", accuracy, percent=True, mean=True)
+ERROR = Metric("mean absolute error", mae, higher_is_better=False, mean=True)
+
+# A function of whose name one of these is a part.
+_ERRORS = {
+    "error", "errors", "err", "loss", "mae", "mse", "rmse", "msle", "rmsle", "mape", "smape", "nll",
+    "bce", "perplexity", "deviance", "brier", "ece", "wer", "cer", "distance", "regret",
+}  # fmt: skip
+_WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 METRICS: dict[str, Metric] = {
     "accuracy": ACCURACY,
     "mae": ERROR,
-    "mse": Metric("mean squared error", mse, higher_is_better=False),
+    "mse": Metric("mean squared error", mse, higher_is_better=False, mean=True),
 }
 
 
@@ -114,7 +125,15 @@ def as_metric(
     if isinstance(given, Metric):
         return given
     if callable(given):
-        return Metric(getattr(given, "__name__", type(given).__name__), given)
+        name = getattr(given, "__name__", type(given).__name__)
+        if _ERRORS & set(map(str.lower, _WORDS.findall(name))):
+            raise TaskError(
+                "metric",
+                f"of a function more is taken for better, and {name} sounds like an error; give "
+                f"thalweg.Metric({name!r}, {name}, higher_is_better=False), or =True if more is "
+                f"better indeed",
+            )
+        return Metric(name, given)
     if not isinstance(targets, Tensor):
         raise TaskError(
             "metric",

@@ -34,9 +34,10 @@ class Task:
             (``label_smoothing=0.2``); a function ``(outputs, targets) -> scalar tensor`` that is a
             mean over the batch, or a `Loss`. By default cross-entropy for targets that are
             integers, the mean squared error for others.
-        metric: name in `thalweg.tasks.METRICS`, a function, a fraction of which more is better, or
-            a `Metric`. By default accuracy for integers and for the loss ``bce``, the mean absolute
-            error for others.
+        metric: name in `thalweg.tasks.METRICS`, a function ``(outputs, targets) -> scalar tensor``
+            of which more is better, or a `Metric`, which says whether it is; of a whole set, so
+            that it need not be a mean. By default accuracy for integers and for the loss ``bce``,
+            the mean absolute error for others.
         name: one word, as typed.
         title: a few words, as reports print it; the name by default.
         target: the validation metric that counts as trained, for time to target; None for none.
@@ -100,7 +101,7 @@ class Task:
             "title": title or name,
             "target": target,
             "batch_size": batch_size or min(found.batch_size or DEFAULT_BATCH, len(found.train)),
-            "notes": tuple(dict.fromkeys((*notes, *found.notes))),
+            "notes": tuple(dict.fromkeys((*notes, *found.notes, *_direction(metric)))),
             "encodings": encodings or {},
         }
         for field, value in fields.items():
@@ -129,3 +130,14 @@ class Task:
                 digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
                 digested.update(tensor.detach().contiguous().cpu().numpy().tobytes())
         return digested.hexdigest()[:16]
+
+
+def _direction(metric: Any) -> list[str]:
+    """What is assumed of a metric that says nothing of it."""
+    if isinstance(metric, (str, Metric)) or metric is None:
+        return []
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return [
+        f"more of the metric {name} is taken for better; for an error give thalweg.Metric(NAME, "
+        f"FUNCTION, higher_is_better=False)"
+    ]

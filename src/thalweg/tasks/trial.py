@@ -21,6 +21,9 @@ __all__ = ["FirstBatch", "TensorKind", "called", "first_batch", "kinds", "same_s
 
 SEED = 0
 
+# Samples at once, where all are looked at.
+SWEEP = 1024
+
 
 @dataclass(frozen=True)
 class TensorKind:
@@ -105,8 +108,8 @@ def _tried(task: Task, size: int) -> FirstBatch:
         outputs = _outputs(task, module, x, "train")
         loss = _loss(task, module, outputs, y)
         is_mean = _is_mean(task.loss.of, outputs, y, loss)
-        _refuse_broadcast(task, task.loss, outputs, y)
         _refuse_classes(task, outputs, y)
+        _refuse_broadcast(task, task.loss, outputs, y)
         gradients = _gradients(task, module, loss)
         expected = _expected(task, outputs, y)
         module.eval()
@@ -114,6 +117,7 @@ def _tried(task: Task, size: int) -> FirstBatch:
         with torch.no_grad():
             for part, split in (("test", task.test), ("validation", task.validation)):
                 metric = _metric(task, module, split[:size], part)
+            _refuse_numbers(task, module)
     known = [g for g in gradients.values() if g is not None]
     return FirstBatch(
         kinds(x),
@@ -290,6 +294,56 @@ def _outputs(task: Task, module: nn.Module, x: Batch, part: str) -> Any:
     return outputs
 
 
+def _refuse_numbers(task: Task, module: nn.Module) -> None:
+    """Refuse whole numbers among the inputs that the model has no place for, in any sample."""
+    if all(t.is_floating_point() for t in tree_leaves(task.train.x)):
+        return
+    for part in ("train", "validation", "test"):
+        split = getattr(task, part)
+        for first in range(0, len(split), SWEEP):
+            x, _ = split[first : first + SWEEP]
+            try:
+                called(module, x)
+            except Exception as error:
+                _refuse(
+                    f"the model raises {first_line(error)}{_at(error, task.model)} in evaluation "
+                    f"mode on the {part} data, samples {first} to {first + len(x) - 1}"
+                    f"{_beyond(module, x)}",
+                    error,
+                )
+
+
+def _beyond(module: nn.Module, x: Batch) -> str:
+    """The embedding that inputs are out of the range of."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(part: nn.Embedding | nn.EmbeddingBag, given: tuple[Tensor, ...]) -> None:
+            low, high, rows = int(given[0].min()), int(given[0].max()), part.num_embeddings
+            if not found and not 0 <= low <= high < rows:
+                mend = f"give it {high + 1}, or " if low >= 0 else ""
+                found.append(
+                    f"; the inputs of layer {name} go from {low} to {high}, and it has {rows} "
+                    f"rows, for 0 to {rows - 1}: {mend}number the inputs from 0"
+                )
+
+        return hook
+
+    hooks = [
+        part.register_forward_pre_hook(look(name))
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag)
+    ]
+    try:
+        called(module, x)
+    except Exception:
+        return "".join(found)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ""
+
+
 def _forward(module: nn.Module) -> str:
     return defined(type(module).forward) or defined(type(module))
 
@@ -322,6 +376,8 @@ def _hint(error: BaseException, module: nn.Module, x: Batch) -> str:
     """What is wrong with the type of inputs, if that is what an error is about."""
     weights = {p.dtype for p in module.parameters() if p.is_floating_point()}
     said = str(error)
+    if isinstance(error, IndexError):
+        return _beyond(module, x)
     about = any(word in said for word in ("dtype", "scalar type", "type (", "Long", "not implemen"))
     if isinstance(error, TypeError) and ("argument" in said or "missing" in said):
         given = "by name" if isinstance(x, dict) else "in order"
@@ -446,11 +502,12 @@ def _refuse_types(task: Task, outputs: Any, y: Batch) -> None:
 
 def _refuse_broadcast(task: Task, judge: Loss | Metric, outputs: Any, y: Batch) -> None:
     """Refuse outputs and targets of which each would meet every other."""
-    if not isinstance(outputs, Tensor) or not isinstance(y, Tensor) or not y.is_floating_point():
+    if not isinstance(outputs, Tensor) or not isinstance(y, Tensor):
         return
     if abs(outputs.ndim - y.ndim) != 1 or not _crosswise(judge.of, outputs, y):
         return
-    remedy = "y.unsqueeze(1)" if outputs.ndim > y.ndim else "y.squeeze(1)"
+    numbers = "y" if y.is_floating_point() else "y.float()"
+    remedy = f"{numbers}.{'un' if outputs.ndim > y.ndim else ''}squeeze(1)"
     _refuse(
         f"the outputs are {tuple(outputs.shape)} and the targets {tuple(y.shape)}, so that "
         f"{judge.name} compares every output with every target; give {remedy} as targets, or "
@@ -462,13 +519,18 @@ def _crosswise(of: Callable[[Any, Any], Any], outputs: Tensor, y: Tensor) -> boo
     """Whether it makes no difference which output belongs to which target."""
     if len(y) < 2 or len(outputs) != len(y) or bool((y == y[:1]).all()):
         return False
-    made_up = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(SEED))
-    made_up = made_up.to(outputs.dtype)
+    generator = torch.Generator().manual_seed(SEED)
+    found = []
     try:
-        one, other = (float(of(o, y)) for o in (made_up, made_up.flip(0)))
+        # An accuracy may by chance be the same a few times.
+        for _ in range(16):
+            made_up = torch.randn(outputs.shape, generator=generator).to(outputs.dtype)
+            found.append([float(of(o, y)) for o in (made_up, made_up.flip(0))])
+        blind = found[-1][0] == float(of(made_up, y[:1].expand_as(y).contiguous()))
     except Exception:
         return False
-    return abs(one - other) <= 1e-5 * abs(one)
+    varies = not blind and any(one != found[0][0] for one, _ in found)
+    return varies and all(abs(one - other) <= 1e-5 * abs(one) for one, other in found)
 
 
 def _is_mean(of: Callable[[Any, Any], Any], outputs: Any, y: Batch, loss: Tensor) -> bool:
