@@ -66,6 +66,12 @@ def _levels() -> list[Row]:
     return levels()
 
 
+def _tune() -> list[Row]:
+    from benchmarks.tune import tune
+
+    return tune()
+
+
 def _suggestions() -> str:
     from benchmarks.suggestions import suggestions
 
@@ -87,6 +93,7 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row] | str]]] = {
     "extras": ("Clipping, zeroing and averaging in the step", "one pass", "torch", _extras),
     "start": ("Before the second step", "thalweg", "import of torch", _start),
     "levels": ("A column of 10,000 categories, looked up", "sparse", "dense one-hot", _levels),
+    "tune": ("Learning rate and batch size: what asking costs", "ours", "without", _tune),
     "suggestions": ("Suggested learning rates, trained with", "", "", _suggestions),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.

@@ -6,7 +6,7 @@ many samples a step twice as many nearly halve the steps, far above they hardly 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from thalweg.tune.curve import Array
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["NoiseScale", "SampleCurve", "noise_scale", "sample_curve"]
+__all__ = ["Measure", "NoiseScale", "SampleCurve", "noise_scale", "sample_curve"]
 
 # A measurement takes this many small batches, each of a quarter of the training batch, once in so
 # many steps that all of it costs at most a fifth of the training.
@@ -105,35 +105,16 @@ def noise_scale(
         raise TuneError("task", f"{found.name!r} has one training sample; a variance needs two")
     chosen, epochs = seeds_of(seeds), whole("epochs", epochs)
     first_batch(found, size)
-    small = max(1, size // 4)
-    count = max(2, min(BATCHES, samples // small))
-    small = min(small, samples // count)
     per_epoch = samples // size
-    every = math.ceil(count * small / (COST * size))
+    steps = epochs * per_epoch
     hyper = entry.rule.complete({"lr": rate})
-    training = Training(
-        found,
-        [Replica(entry.rule, hyper, seed) for seed in chosen],
-        Budget(epochs * per_epoch, size, per_epoch),
-        device=device,
-    )
-    draw = torch.Generator().manual_seed(0)
-    rows = []
-    done = 0
-    while done < epochs * per_epoch:
-        noise, gradient = _measured(training, samples, count, small, found.parameters, draw)
-        for place in np.flatnonzero(training.alive):
-            if math.isfinite(noise[place]):
-                run = int(training.present[place])
-                rows.append((done, run, noise[place], gradient[place]))
-        piece = min(every, epochs * per_epoch - done)
-        seen = training.advance(piece)
-        broken = training.alive & ~np.isfinite(seen).all(0)
-        if broken.any():
-            training.drop(broken)
-        done += piece
-        if not training.alive.any():
-            break
+    replicas = [Replica(entry.rule, hyper, seed) for seed in chosen]
+    training = Training(found, replicas, Budget(steps, size, per_epoch), device=device)
+    rows = [
+        (step, int(training.present[place]), noise[place], gradient[place])
+        for step, noise, gradient in Measure.of(found, size).along(training, steps)
+        for place in np.flatnonzero(training.alive & np.isfinite(noise))
+    ]
     frame = pd.DataFrame(rows, columns=["step", "run", "noise", "gradient"])
     if frame.empty:
         raise TuneError("task", f"the gradient of {found.name!r} is not finite at the start")
@@ -152,34 +133,82 @@ def noise_scale(
     )
 
 
-def _measured(
-    training: Training, samples: int, count: int, small: int, parameters: int, draw: torch.Generator
-) -> tuple[Array, Array]:
-    """Unbiased estimates of tr S and |G|² for each place, from ``count`` batches of ``small``."""
-    places = len(training.present)
-    index = torch.stack(
-        [
-            torch.randperm(samples, generator=draw)[: count * small].reshape(count, small)
-            for _ in range(places)
-        ]
-    )
-    together = max(1, min(count, BYTES // max(1, 4 * parameters * places)))
-    each = np.zeros((places, count))
-    mean: list[torch.Tensor] = []
-    for start in range(0, count, together):
-        gradients = training.gradients(index[:, start : start + together])
-        squares = [g.flatten(2).double().square().sum(2) for g in gradients]
-        each[:, start : start + together] = torch.stack(squares).sum(0).cpu().numpy()
-        sums = [g.sum(1) for g in gradients]
-        mean = sums if not mean else [a + b for a, b in zip(mean, sums, strict=True)]
-    total = sum((m / count).flatten(1).double().square().sum(1) for m in mean)
-    large = torch.as_tensor(total).cpu().numpy()
-    n = count * small
-    little = each.mean(1)
-    # (A.1) with B_small and B_big, of which the large batch is all of the small ones.
-    gradient = (n * large - small * little) / (n - small)
-    noise = (little - large) / (1 / small - 1 / n)
-    return noise, gradient
+@dataclass(frozen=True)
+class Measure:
+    """How the noise scale is measured along a training.
+
+    Attributes:
+        samples: of the training data.
+        count: small batches of a measurement.
+        small: samples of each.
+        every: steps from one measurement to the next.
+        together: small batches whose gradients are taken at once, by what their copies of the
+            parameters need.
+    """
+
+    samples: int
+    count: int
+    small: int
+    every: int
+    together: int
+
+    @classmethod
+    def of(cls, task: Task, batch_size: int, replicas: int = 8) -> "Measure":
+        """The measure of a task that is trained at a batch size.
+
+        Args:
+            task: with at least two training samples.
+            batch_size: samples a step.
+            replicas: that train together.
+        """
+        samples = len(task.train)
+        small = max(1, batch_size // 4)
+        count = max(2, min(BATCHES, samples // small))
+        small = min(small, samples // count)
+        together = BYTES // max(1, 4 * task.parameters * replicas)
+        every = math.ceil(count * small / (COST * batch_size))
+        return cls(samples, count, small, every, max(1, min(count, together)))
+
+    def along(self, training: Training, steps: int) -> Iterator[tuple[int, Array, Array]]:
+        """Train, and measure in between; replicas that diverge are dropped.
+
+        Yields:
+            Steps done, and for each place unbiased estimates of tr S and |G|².
+        """
+        draw = torch.Generator().manual_seed(0)
+        done = 0
+        while done < steps and training.alive.any():
+            yield done, *self._now(training, draw)
+            piece = min(self.every, steps - done)
+            seen = training.advance(piece)
+            broken = training.alive & ~np.isfinite(seen).all(0)
+            if broken.any():
+                training.drop(broken)
+            done += piece
+
+    def _now(self, training: Training, draw: torch.Generator) -> tuple[Array, Array]:
+        places, count, small = len(training.present), self.count, self.small
+        index = torch.stack(
+            [
+                torch.randperm(self.samples, generator=draw)[: count * small].reshape(count, small)
+                for _ in range(places)
+            ]
+        )
+        each: list[torch.Tensor] = []
+        total: list[torch.Tensor] = []
+        for part in torch.split(index, self.together, dim=1):
+            gradients = training.gradients(part)
+            squares = [g.flatten(2).square().sum(2, dtype=torch.float64) for g in gradients]
+            each.append(torch.stack(squares).sum(0))
+            sums = [g.sum(1) for g in gradients]
+            total = sums if not total else [a + b for a, b in zip(total, sums, strict=True)]
+        large = torch.stack(
+            [(t / count).flatten(1).square().sum(1, dtype=torch.float64) for t in total]
+        ).sum(0)
+        # (A.1) with B_small and B_big, of which the large batch is all of the small ones.
+        n = count * small
+        big, little = large.cpu().numpy(), torch.cat(each, 1).mean(1).cpu().numpy()
+        return (little - big) / (1 / small - 1 / n), (n * big - small * little) / (n - small)
 
 
 def _ratio(by_run: Array) -> tuple[float, tuple[float, float]]:
