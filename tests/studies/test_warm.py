@@ -24,6 +24,6 @@ def test_every_rule_takes_a_step_before_any_is_timed(monkeypatch):
     found = thalweg.study(
         models.task(models.mlp), ["adam", "sgd"], lr=[0.01], seeds=2, epochs=1, losses="mse,huber"
     )
-    assert {rule.name for rule in rules} == {"adam", "sgd"}
+    assert {rule.name for rule in rules} == {"Adam", "SGD"}
     assert steps == [1]
     assert (found.runs["outcome"] == "completed").all()

@@ -37,7 +37,7 @@ def predict(
         predictor = thalweg.Predictor.load(named if named.exists() else model)
         found = predictor.predict(rows, delimiter=delimiter, charset=charset)
     except thalweg.TaskError as error:
-        names = {"model": "MODEL", "rows": "ROWS"}
+        names = {"model": "MODEL", "data": "ROWS"}
         option = names.get(error.argument, option_of(error.argument))
         raise typer.BadParameter(error.problem, param_hint=option) from None
     if out is None:

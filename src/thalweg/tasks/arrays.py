@@ -202,7 +202,9 @@ def read_npz(part: str, given: Any) -> dict[str, Any]:
         raise _pickled(part, path, "an array") from None
     except (OSError, BadZipFile, EOFError, KeyError, AttributeError) as error:
         raise TaskError(
-            part, f"{path} is no .npz file that can be read ({type(error).__name__}: {error})"
+            part,
+            f"{path} is no .npz file that can be read ({type(error).__name__}: {error}); write it "
+            f"anew by numpy.savez(path, x=x, y=y)",
         ) from None
 
 

@@ -36,9 +36,15 @@ def load(text: str) -> Task:
         )
     if suffix == ".py" or Path(text.rpartition(":")[0]).suffix.lower() == ".py":
         return load_module(text)
+    if path.exists():
+        what = "a folder; give a file" if path.is_dir() else "a file whose name has no ending"
+        raise TaskError(
+            "task", f"{text!r} is {what}: one that ends in .csv, .tsv, .parquet, .npz or .py"
+        )
     raise TaskError(
         "task",
-        f"there is no task {text!r}; there are {', '.join(TASKS)}, FILE.py:FUNCTION and FILE.npz",
+        f"there is no task {text!r}; there are {', '.join(TASKS)}, tables (FILE.csv), images "
+        f"(mnist, fashion_mnist, cifar10), FILE.npz and FILE.py:FUNCTION",
     )
 
 

@@ -38,7 +38,12 @@ def npz_task(path: str | Path) -> Task:
         TaskError: naming the file or the part, and what stands against it.
     """
     path = Path(path)
-    found = parts(**_by_part(path, read_npz("task", path)))
+    try:
+        found = parts(**_by_part(path, read_npz("task", path)))
+    except TaskError as error:
+        if error.argument == "task":
+            raise
+        raise TaskError("task", f"{path.name}, {error.argument}: {error.problem}") from error
     splits = found.train, found.validation, found.test
     notes = [note for note in found.notes if "uint8" not in note]  # which are standardised
     rows = [_rows(s.x) for s in splits]
@@ -49,6 +54,12 @@ def npz_task(path: str | Path) -> Task:
     if classes:
         ys, outputs = _numbered(path, [_rows(s.y)[:, 0] for s in splits], notes)
     else:
+        if bool((_rows(splits[0].y) == _rows(splits[0].y)[:1]).all()):
+            raise TaskError(
+                "task",
+                f"{path.name} has the same targets in all samples for training; there is nothing "
+                f"to predict: give others",
+            )
         ys = _standardised([_rows(s.y) for s in splits])
         outputs = ys[0].shape[1]
         notes.append("targets are standardised, so that errors are in standard deviations")
@@ -106,5 +117,14 @@ def _numbered(path: Path, ys: list[Tensor], notes: list[str]) -> tuple[list[Tens
         notes.append(f"no sample for training is of class {', '.join(map(str, absent[:5]))}")
     if len(values) < 2:
         raise TaskError("task", f"{path.name} has targets of one class alone, {values[0]}")
+    samples = sum(map(len, ys))
+    if len(values) > max(20, samples // 5):
+        raise TaskError(
+            "task",
+            f"{path.name} has whole numbers as targets, {len(values)} different ones in {samples} "
+            f"samples, too many to be classes; for a regression save them as floating point, "
+            f"y.astype('float32')",
+        )
+    notes.append(f"targets are whole numbers, taken for classes: {len(values)}")
     order = torch.tensor(values)
     return [torch.searchsorted(order, y.contiguous()) for y in ys], len(values)

@@ -204,8 +204,8 @@ def _rarest(main: Table, classes: NDArray[Any], kept: NDArray[np.int64]) -> str:
     names, first, counts = np.unique(classes.astype(str), return_index=True, return_counts=True)
     place = main.place(int(kept[first[counts.argmin()]]))
     return (
-        f"; {names[counts.argmin()]!r:.60} is in {place}: give more rows of it, take these out, or "
-        f"give files with --validation and --test"
+        f"; {str(names[counts.argmin()])!r:.60} is in {place}: give more rows of it, "
+        f"take these out, or give files with --validation and --test"
     )
 
 
@@ -221,7 +221,9 @@ def _by(
     if found.missing[kept].any():
         row = int(kept[np.argmax(found.missing[kept])])
         raise TaskError(
-            argument, f"column {name!r} of {main.name} has no value in {main.place(row)}"
+            argument,
+            f"column {name!r} of {main.name} has no value in {main.place(row)}; fill it in, or "
+            f"leave the row out",
         )
     if found.labels is not None and argument == "time":
         raise TaskError(

@@ -210,7 +210,7 @@ def _told(columns: Sequence[Column]) -> list[str]:
         if c.kind == "ignored" and c.why != "--drop"
     ]
     for c in columns:
-        if c.missing and c.encoding:
+        if c.missing and c.encoding and c.kind != "target":  # whose rows are left out
             filled, _, _ = c.treatment.removeprefix("missing: ").partition(";")
             rows = "row has" if c.missing == 1 else "rows have"
             told.append(f"{c.missing:,} {rows} no value of {c.name!r}, taken as {filled}.")
