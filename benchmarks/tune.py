@@ -71,7 +71,8 @@ def _noise(batch_size: int) -> Row:
         for _ in measure.along(watched, EPOCHS * per_epoch):
             pass
 
-    found = alternate({"bare": bare, "noise": with_noise}, ROUNDS, span=0.5)
+    with plain.on_one_core():
+        found = alternate({"bare": bare, "noise": with_noise}, ROUNDS, span=0.5)
     return Row(
         f"an epoch of 8 runs at batch size {batch_size}, noise scale measured or not",
         shown(found["noise"] / EPOCHS),

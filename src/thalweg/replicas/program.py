@@ -71,6 +71,8 @@ class Program:
         backend: how it runs.
         note: why it runs so, if not as asked.
         tape: the step on a tape, where that can hold it: float32 on the CPU, of known operations.
+        single: one step on such a tape, likewise; its sums may round
+            otherwise.
         concurrent: whether several threads may run it at once: it is traced, so that no module's
             tensors are swapped, and draws no random numbers, whose stream is everybody's.
     """
@@ -80,6 +82,7 @@ class Program:
     backend: Backend
     note: str = ""
     tape: "TrainingTape | None" = None
+    single: Step | None = None
     concurrent: bool = False
 
 
@@ -307,7 +310,7 @@ def _faster(
     scored = _straight_score(scored)
     eager = Program(quick, scored, "eager", concurrent=not draws)
     if want == "eager":
-        return eager if draws else replace(eager, tape=_training_tape(straight, example, shared))
+        return eager if draws else _taped(eager, straight, example, shared)
     try:
         with warnings.catch_warnings():
             # torch warns about its own deprecations while it compiles.
@@ -387,25 +390,37 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     return torch.no_grad()(evaluate)
 
 
-def _training_tape(
-    straight: GraphModule, example: tuple[Tensors, Tensors, Batch, Batch], shared: bool
-) -> "TrainingTape | None":
-    """The step on a tape, if one can hold it."""
+def _taped(
+    eager: Program,
+    straight: GraphModule,
+    example: tuple[Tensors, Tensors, Batch, Batch],
+    shared: bool,
+) -> Program:
+    """The same with the step on a tape, if one can hold it."""
     parameters, constants, *batch = example
     if constants:  # a module's buffers would have to go from step to step
-        return None
+        return eager
     drawn = tree_leaves(batch)
     loss, gradients, _ = straight(*example)
     each = [True] * len(parameters) + [not shared] * len(drawn)
     line = _tape(straight, [*parameters, *drawn], each, [loss, *gradients])
     if line is None:
-        return None
+        return eager
     from thalweg.replicas.taped import TrainingTape
 
+    def single(
+        parameters: Tensors, constants: Tensors, x: Batch, y: Batch
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        found = line([*parameters, *tree_leaves((x, y))], len(parameters[0]))
+        if found is None:
+            return eager.step(parameters, constants, x, y)
+        return found[0], found[1:], constants
+
     try:
-        return TrainingTape(straight, len(drawn), shared, len(parameters[0]))
+        tape = TrainingTape(straight, len(drawn), shared, len(parameters[0]))
     except Exception:  # as in _tape
-        return None
+        return eager
+    return replace(eager, tape=tape, single=single)
 
 
 def _taped_score(

@@ -331,6 +331,20 @@ class Training:
         return self.passes.tape if self._exact and self._updates.taped else None
 
     @contextmanager
+    def on_one_core(self) -> Iterator[None]:
+        """Keep torch to one thread where passes are on a tape, for what little goes on between.
+
+        Operations on small tensors lose more by waiting for each other's threads than they win.
+        """
+        threads = torch.get_num_threads()
+        if self.passes.tape is not None:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    @contextmanager
     def answers(self) -> Iterator[None]:
         """Have the weights to evaluate in place of those that are trained, where they differ."""
         moved = self._updates.to_answers()
@@ -365,7 +379,7 @@ class Training:
             )
         program = self._parts[index.shape]
         with nullcontext() if program.concurrent else self._state:
-            _, gradients, _ = program.step(stacks, constants, x, y)
+            _, gradients, _ = (program.single or program.step)(stacks, constants, x, y)
         return [g.reshape(places, batches, *g.shape[1:]) for g in gradients]
 
     def tensors_of(self, place: int) -> dict[str, Tensor]:

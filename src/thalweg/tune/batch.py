@@ -222,7 +222,7 @@ def batch_sizes(
         optimizer=name,
         lr=rate,
         batch_size=reference,
-        epochs=max(1, min(3, whole("epochs", epochs))),
+        epochs=min(5, whole("epochs", epochs)),
         device=device,
     )
     critical = sample_curve(reached)

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Measure", "NoiseScale", "SampleCurve", "noise_scale", "sample_curve"]
 
-# A measurement takes this many small batches, each of a quarter of the training batch, once in so
-# many steps that all of it costs at most a fifth of the training.
+# A measurement takes this many small batches, of twice the training batch together or of this many
+# samples if that is more: what is known of |G|² grows with their square. There is one in so many
+# steps that their passes are a twentieth of the training's.
 BATCHES = 8
-COST = 0.2
+SAMPLES = 128
+COST = 0.05
 BYTES = 24 << 20  # of copies of parameters, as in a study's chunks
 RESAMPLED = 400
 
@@ -68,7 +70,7 @@ def noise_scale(
     optimizer: str = "adam",
     lr: float | None = None,
     batch_size: int | None = None,
-    epochs: int = 3,
+    epochs: int = 5,
     seeds: int | Sequence[int] = 8,
     device: str = "cpu",
 ) -> NoiseScale:
@@ -110,11 +112,12 @@ def noise_scale(
     hyper = entry.rule.complete({"lr": rate})
     replicas = [Replica(entry.rule, hyper, seed) for seed in chosen]
     training = Training(found, replicas, Budget(steps, size, per_epoch), device=device)
-    rows = [
-        (step, int(training.present[place]), noise[place], gradient[place])
-        for step, noise, gradient in Measure.of(found, size).along(training, steps)
-        for place in np.flatnonzero(training.alive & np.isfinite(noise))
-    ]
+    with training.on_one_core():
+        rows = [
+            (step, int(training.present[place]), noise[place], gradient[place])
+            for step, noise, gradient in Measure.of(found, size).along(training, steps)
+            for place in np.flatnonzero(training.alive & np.isfinite(noise))
+        ]
     frame = pd.DataFrame(rows, columns=["step", "run", "noise", "gradient"])
     if frame.empty:
         raise TuneError("task", f"the gradient of {found.name!r} is not finite at the start")
@@ -162,9 +165,8 @@ class Measure:
             replicas: that train together.
         """
         samples = len(task.train)
-        small = max(1, batch_size // 4)
-        count = max(2, min(BATCHES, samples // small))
-        small = min(small, samples // count)
+        count = min(BATCHES, samples)
+        small = min(max(2 * batch_size, SAMPLES), samples) // count
         together = BYTES // max(1, 4 * task.parameters * replicas)
         every = math.ceil(count * small / (COST * batch_size))
         return cls(samples, count, small, every, max(1, min(count, together)))
@@ -198,13 +200,12 @@ class Measure:
         total: list[torch.Tensor] = []
         for part in torch.split(index, self.together, dim=1):
             gradients = training.gradients(part)
-            squares = [g.flatten(2).square().sum(2, dtype=torch.float64) for g in gradients]
-            each.append(torch.stack(squares).sum(0))
+            norms = [torch.linalg.vector_norm(g.flatten(2), dim=2) for g in gradients]
+            each.append(torch.stack(norms).double().square().sum(0))
             sums = [g.sum(1) for g in gradients]
             total = sums if not total else [a + b for a, b in zip(total, sums, strict=True)]
-        large = torch.stack(
-            [(t / count).flatten(1).square().sum(1, dtype=torch.float64) for t in total]
-        ).sum(0)
+        norms = [torch.linalg.vector_norm(t.flatten(1), dim=1) for t in total]
+        large = torch.stack(norms).double().square().sum(0) / count**2
         # (A.1) with B_small and B_big, of which the large batch is all of the small ones.
         n = count * small
         big, little = large.cpu().numpy(), torch.cat(each, 1).mean(1).cpu().numpy()

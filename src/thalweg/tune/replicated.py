@@ -67,19 +67,20 @@ def sweep(
     losses = np.full((len(seeds), steps), np.nan)
     looks: list[dict[str, Any]] = []
     done = 0
-    while done < steps and training.alive.any():
-        count = min(EVERY, steps - done)
-        seen = training.advance(count)
-        with training.answers():
-            _, metric = training.evaluate(validation)
-        for place in np.flatnonzero(training.alive):
-            run = int(training.present[place])
-            losses[run, done : done + count] = seen[:, place]
-            looks.append({"step": done + count - 1, "run": run, "metric": metric[place]})
-        done += count
-        over = np.isfinite(diverged(losses[:, :done]))[training.present] & training.alive
-        if over.any():
-            training.drop(over)
+    with training.on_one_core():
+        while done < steps and training.alive.any():
+            count = min(EVERY, steps - done)
+            seen = training.advance(count)
+            with training.answers():
+                _, metric = training.evaluate(validation)
+            for place in np.flatnonzero(training.alive):
+                run = int(training.present[place])
+                losses[run, done : done + count] = seen[:, place]
+                looks.append({"step": done + count - 1, "run": run, "metric": metric[place]})
+            done += count
+            over = np.isfinite(diverged(losses[:, :done]))[training.present] & training.alive
+            if over.any():
+                training.drop(over)
     for run, step in enumerate(diverged(losses)):
         if np.isfinite(step):
             losses[run, int(step) :] = np.nan
@@ -103,27 +104,28 @@ def trials(setup: Setup, lrs: Sequence[float], steps: int, seeds: Sequence[int])
     rows: list[dict[str, Any]] = []
     start = np.zeros(len(settings))
     done = 0
-    for end in np.unique(np.linspace(0, steps, POINTS + 1).astype(int))[1:].tolist():
-        seen = training.advance(end - done) if training.alive.any() else np.zeros((1, 0))
-        found = {}
-        if training.alive.any():
-            with training.answers():
-                loss, metric = training.evaluate(validation)
-            if not done:
-                start[training.present] = seen[0]
-            mean = seen.mean(0)
-            broken = ~(np.isfinite(mean) & np.isfinite(loss))
-            broken |= mean > 1e3 * np.maximum(np.abs(start[training.present]), 1.0)
-            for place in np.flatnonzero(training.alive & ~broken):
-                found[int(training.present[place])] = mean[place], loss[place], metric[place]
-            training.drop(training.alive & broken)
-        nothing = (np.nan, np.nan, np.nan)
-        for i, (lr, seed) in enumerate(settings):
-            a, b, c = found.get(i, nothing)
-            rows.append(
-                {"lr": lr, "seed": seed, "step": end, "train_loss": a, "loss": b, "metric": c}
-            )
-        done = end
+    with training.on_one_core():
+        for end in np.unique(np.linspace(0, steps, POINTS + 1).astype(int))[1:].tolist():
+            seen = training.advance(end - done) if training.alive.any() else np.zeros((1, 0))
+            found = {}
+            if training.alive.any():
+                with training.answers():
+                    loss, metric = training.evaluate(validation)
+                if not done:
+                    start[training.present] = seen[0]
+                mean = seen.mean(0)
+                broken = ~(np.isfinite(mean) & np.isfinite(loss))
+                broken |= mean > 1e3 * np.maximum(np.abs(start[training.present]), 1.0)
+                for place in np.flatnonzero(training.alive & ~broken):
+                    found[int(training.present[place])] = mean[place], loss[place], metric[place]
+                training.drop(training.alive & broken)
+            nothing = (np.nan, np.nan, np.nan)
+            for i, (lr, seed) in enumerate(settings):
+                a, b, c = found.get(i, nothing)
+                rows.append(
+                    {"lr": lr, "seed": seed, "step": end, "train_loss": a, "loss": b, "metric": c}
+                )
+            done = end
     return pd.DataFrame(rows)
 
 
