@@ -366,9 +366,10 @@ def _straight_score(scored: Evaluation) -> Evaluation:
     def evaluate(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
     ) -> tuple[Tensor, Tensor]:
-        shapes = *(t.shape for t in tree_leaves((x, y))), len(parameters[0])
+        data = tuple(t.shape for t in tree_leaves((x, y)))
+        counted = *data, len(parameters[0])
         with ALONE:
-            if shapes not in traced:
+            if data not in traced and counted not in traced:
                 stacks, example = (parameters, constants), (parameters, constants, x, y)
                 try:
                     straight = straighten(scored, example)
@@ -376,10 +377,15 @@ def _straight_score(scored: Evaluation) -> Evaluation:
                         all(map(_agree, straight(*stacks, *other), scored(*stacks, *other)))
                         for other in _others((x, y), 0)
                     )
-                    traced[shapes] = _taped_score(straight, example) if kept else untraced
+                    taped = _taped_score(straight, example, untraced) if kept else None
+                    if taped is not None:  # for any number of replicas
+                        traced[data] = taped
+                    else:
+                        traced[counted] = straight if kept else untraced
                 except Exception:  # a metric may read values where the loss does not
-                    traced[shapes] = untraced
-        return traced[shapes](parameters, constants, x, y)
+                    traced[counted] = untraced
+            found = traced[data if data in traced else counted]
+        return found(parameters, constants, x, y)
 
     def untraced(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
@@ -424,16 +430,17 @@ def _taped(
 
 
 def _taped_score(
-    straight: GraphModule, example: tuple[Tensors, Tensors, Batch, Batch]
-) -> Evaluation:
-    """An evaluation on a tape, if one can hold it, else as it is."""
+    straight: GraphModule,
+    example: tuple[Tensors, Tensors, Batch, Batch],
+    otherwise: Evaluation,
+) -> Evaluation | None:
+    """An evaluation on a tape, if one can hold it; inputs that it does not take go elsewhere."""
     parameters, constants, *batch = example
-    quick: Evaluation = straight
     stacked, data = [*parameters, *constants], tree_leaves(batch)
     each = [True] * len(stacked) + [False] * len(data)
-    line = _tape(straight, [*stacked, *data], each, quick(*example))
+    line = _tape(straight, [*stacked, *data], each, straight(*example))
     if line is None:
-        return quick
+        return None
 
     def evaluate(
         parameters: Tensors, constants: Tensors, x: Batch, y: Batch
@@ -441,7 +448,7 @@ def _taped_score(
         given = [*parameters, *constants, *tree_leaves((x, y))]
         results = line(given, len(parameters[0]))
         if results is None:
-            return quick(parameters, constants, x, y)
+            return otherwise(parameters, constants, x, y)
         return results[0], results[1]
 
     return evaluate

@@ -411,6 +411,13 @@ class Training:
             self.passes = self._program()
 
     def _program(self) -> Program:
+        known = self._programs or {}
+        what = _fits(self._task, self._batches, self._backend, self._device)
+        for (*rest, _), program in list(known.items()):  # another thread may add to it
+            # A tape takes any number of replicas, where no step is taken without it.
+            line = program.tape if tuple(rest) == what else None
+            if line is not None and self._updates.taped and line.holds(self._samples):
+                return program
         return _passes(
             self._task,
             self._model,
@@ -462,13 +469,16 @@ def _passes(
 
     if programs is None:
         return made()
-    # Passes fit a model, a loss and the shape of a batch.
-    what = task.fingerprint, batches.size
-    key = (*what, len(parameters[0]), batches.shared, backend, device)
+    key = (*_fits(task, batches, backend, device), len(parameters[0]))
     if key not in programs:
         # Two threads may both build; the later one's stays, and they are the same.
         programs[key] = made()
     return programs[key]
+
+
+def _fits(task: Task, batches: _Batches, backend: Backend, device: str) -> tuple[Any, ...]:
+    """What passes are made for, besides a number of replicas."""
+    return task.fingerprint, batches.size, batches.shared, backend, device
 
 
 class RandomStream:

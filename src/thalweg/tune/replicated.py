@@ -1,13 +1,13 @@
 """A range test of a task: all seeds, and all rates that are checked, as replicas."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from thalweg.replicas import Budget, Factors, Replica, Training
+from thalweg.replicas import Budget, Factors, Programs, Replica, Training
 from thalweg.rules import Rule
 from thalweg.tasks import Split, Task
 from thalweg.tune.curve import Array, diverged
@@ -30,18 +30,20 @@ class Setup:
         rule: of the optimizer.
         batch_size: samples a step.
         device: as torch names it.
+        programs: passes already built.
     """
 
     task: Task
     rule: Rule
     batch_size: int
     device: str
+    programs: Programs = field(default_factory=dict)
 
     def start(self, replicas: Sequence[Replica]) -> Training:
         """Replicas before their first step."""
         per_epoch = len(self.task.train) // self.batch_size
         budget = Budget(per_epoch, self.batch_size, per_epoch)
-        return Training(self.task, replicas, budget, device=self.device)
+        return Training(self.task, replicas, budget, device=self.device, programs=self.programs)
 
 
 def sweep(
