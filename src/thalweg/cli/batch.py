@@ -158,7 +158,7 @@ def _print(found: "BatchSizes") -> None:
 
 
 def _write(out: Path, found: "BatchSizes") -> None:
-    from thalweg.figures.html import page, table
+    from thalweg.figures.html import listed, page, table
     from thalweg.files import whole
 
     parts: list[tuple[str, str, Any]] = [
@@ -175,7 +175,7 @@ def _write(out: Path, found: "BatchSizes") -> None:
             f"While training at batch size {found.noise.batch_size:,}.",
             found.noise.figure(),
         ),
-        ("How it was done", "", table(("note",), [[note] for note in found.notes])),
+        ("How it was done", "", listed(found.notes)),
     ]
     try:
         with whole(out) as file:

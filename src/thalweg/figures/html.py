@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-__all__ = ["embed", "page", "table"]
+__all__ = ["embed", "listed", "page", "table"]
 
 _CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 _STYLE = """
@@ -84,3 +84,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     head = line(Markup("").join(Markup('<th scope="col">{}</th>').format(h) for h in heads))
     body = Markup("").join(map(line, cells))
     return Markup("<table><thead>{}</thead><tbody>{}</tbody></table>").format(head, body)
+
+
+def listed(sentences: Sequence[str]) -> Markup:
+    """Sentences, one below the other."""
+    return Markup("").join(Markup("<p>{}</p>").format(one) for one in sentences)

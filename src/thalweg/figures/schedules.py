@@ -4,14 +4,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import DASHES, finish
+from thalweg.figures.style import COLORS, DASHES, finish
 
 __all__ = ["schedule_lines", "schedules"]
 
 COLUMNS = 4
 PANEL = 175  # pixels of a panel's height
-# Of Okabe and Ito, which the colour-blind tell apart too, but for the yellow.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 
 
 def schedules(frame: pd.DataFrame, lr: float = 1.0) -> go.Figure:

@@ -9,13 +9,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import DASHES, SYMBOLS, finish, number, shade
+from thalweg.figures.style import COLORS, DASHES, SYMBOLS, finish, number, shade
 from thalweg.optim.registry import OPTIMIZERS
 
 __all__ = ["effect", "learning_curves", "metric_against_lr", "time_to_target"]
 
 COLUMNS = 4
 PANEL = 210  # pixels of a panel's height
+FEW = 3  # levels that dashes and marks tell apart in one colour
 WIDE = 10  # times the smallest error, from where on an axis of errors is logarithmic
 TRAINING = "training loss, mean of an epoch's batches"
 
@@ -41,8 +42,8 @@ def metric_against_lr(trials: pd.DataFrame, metric: str, percent: bool) -> go.Fi
     for i, (name, place) in enumerate(zip(names, places, strict=True)):
         for k, level in enumerate(levels):
             mine = trials[(trials["optimizer"] == name) & (trials["levels"] == level)]
-            several = len(levels) > 1
-            _settings(figure, mine, k, several, i == k == 0, scale, low, log, metric, place)
+            count = len(levels)
+            _settings(figure, mine, k, count, i == k == 0, scale, low, log, metric, place)
     figure.update_xaxes(type="log", dtick=1, exponentformat="power", showexponent="all")
     if percent:
         figure.update_yaxes(range=[low, 101], ticksuffix=" %")
@@ -52,7 +53,9 @@ def metric_against_lr(trials: pd.DataFrame, metric: str, percent: bool) -> go.Fi
     rows = _rows(names)
     figure.update_xaxes(title_text="learning rate", row=rows)
     figure.update_yaxes(title_text=f"test {metric}", col=1)
-    return finish(figure, rows * PANEL + 110 + 20 * (len(levels) > 1))
+    lines = -(-len(levels) // 6)
+    finish(figure, rows * PANEL + 110 + 21 * lines)
+    return figure.update_layout(margin={"t": 60 + 21 * lines})
 
 
 def _level_legend(figure: go.Figure, levels: Sequence[str]) -> None:
@@ -62,17 +65,26 @@ def _level_legend(figure: go.Figure, levels: Sequence[str]) -> None:
             x=[None],
             y=[None],
             mode="lines+markers",
-            line={"color": "#222222", "width": 1.5, "dash": DASHES[k % len(DASHES)]},
+            line={
+                "color": _level_color(k, len(levels), "#222222"),
+                "width": 1.5,
+                "dash": DASHES[k % len(DASHES)],
+            },
             marker={"size": 7, "symbol": SYMBOLS[k % len(SYMBOLS)]},
             name=level,
         )
+
+
+def _level_color(k: int, levels: int, otherwise: str) -> str:
+    """Of a level's line; where there are few, panels are in their optimizer's colour."""
+    return otherwise if levels <= FEW else COLORS[k % len(COLORS)]
 
 
 def _settings(
     figure: go.Figure,
     mine: pd.DataFrame,
     k: int,
-    several: bool,
+    count: int,
     first: bool,
     scale: int,
     low: float,
@@ -82,6 +94,7 @@ def _settings(
 ) -> None:
     """One arm's settings: means with intervals, the chosen one, and where seeds diverged."""
     entry, arm = OPTIMIZERS[mine["optimizer"].iloc[0]], mine["arm"].iloc[0]
+    several = count > 1
     drawn = mine[mine["test_metric"].notna()]
     figure.add_scatter(
         x=drawn["lr"],
@@ -94,7 +107,11 @@ def _settings(
             "width": 3,
         },
         mode="lines+markers",
-        line={"color": entry.color, "width": 1.5, "dash": DASHES[k % len(DASHES)]},
+        line={
+            "color": _level_color(k, count, entry.color),
+            "width": 1.5,
+            "dash": DASHES[k % len(DASHES)],
+        },
         marker={"size": 6 if several else 5, "symbol": SYMBOLS[k % len(SYMBOLS)]},
         name="mean over seeds, 95 % interval",
         legendgroup="mean",
@@ -188,7 +205,7 @@ def learning_curves(
         _level_legend(figure, levels)
     for dash, color, words in (
         ("solid" if several else "dot", "#8a8a8a", TRAINING),
-        ("solid", "#111111", "validation" + ", in the optimizer's colour" * several),
+        ("solid", "#111111", "validation" + ", in colour" * several),
     ):
         # The legend stands for all panels, whose lines have colours of their own.
         figure.add_scatter(
@@ -207,6 +224,7 @@ def learning_curves(
                         f"validation {metric}" if which is None else "",
                         100 if percent else 1,
                         DASHES[k % len(DASHES)] if several else "",
+                        _level_color(k, len(levels), OPTIMIZERS[name].color),
                         {"row": row, "col": column},
                     )
     for row, which in enumerate(rows, start=1):
@@ -217,7 +235,11 @@ def learning_curves(
         elif percent:
             figure.update_yaxes(ticksuffix=" %", row=row)
     figure.update_xaxes(title_text="epoch", row=len(rows))
-    return finish(figure, 520 if not several else 190 * len(rows) + 200)
+    if not several:
+        return finish(figure, 520)
+    lines = -(-(len(levels) + 2) // 3)  # of the legend, whose entries are as wide as the longest
+    finish(figure, 190 * len(rows) + 140 + 21 * lines)
+    return figure.update_layout(margin={"t": 60 + 21 * lines})
 
 
 def _curve(
@@ -226,10 +248,10 @@ def _curve(
     metric: str,
     scale: int,
     dash: str,
+    color: str,
     place: dict[str, int],
 ) -> None:
     """One arm in one panel: the metric, if it is given, or else both losses."""
-    color = OPTIMIZERS[mine["optimizer"].iloc[0]].color
     parts = (
         [("validation_metric", scale, color, dash or "solid", metric)]
         if metric

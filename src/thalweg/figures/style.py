@@ -3,11 +3,14 @@
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-__all__ = ["DASHES", "SYMBOLS", "finish", "number", "shade"]
+__all__ = ["COLORS", "DASHES", "SYMBOLS", "finish", "number", "shade"]
 
 # What tells levels of a factor apart, where colours are the optimizers'.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "hexagon")
+
+# Of Okabe and Ito, which the colour-blind tell apart too, but for the yellow.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 
 _INK, _GRID = "#222222", "#e6e6e6"
 _FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"

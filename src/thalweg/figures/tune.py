@@ -209,7 +209,9 @@ def noise(
             x=[None], y=[None], mode="lines", line={"color": color, "dash": dash}, name=name
         )
     figure.update_xaxes(title_text="epoch", rangemode="tozero")
-    figure.update_yaxes(title_text="gradient noise scale, samples", type="log", dtick=1)
+    figure.update_yaxes(
+        title_text="gradient noise scale, samples", type="log", dtick="D2", exponentformat="none"
+    )
     return finish(figure, 380).update_layout(showlegend=True)
 
 

@@ -148,11 +148,23 @@ def effect_notes(spec: StudySpec, metric: Metric, effects: pd.DataFrame) -> list
     for factor in spec.varied:
         mine = effects[effects["factor"] == factor.name]
         first = factor.text(spec.levels(factor)[0])
+        others = [mine[mine[factor.name] == level] for level in spec.levels(factor)[1:]]
+        # Levels that tie everywhere are told together.
+        even = [rows["tied"].all() and rows["difference_low"].notna().any() for rows in others]
+        together = [rows for rows, is_even in zip(others, even, strict=True) if is_even]
+        if len(together) < 2:
+            together = []
         clauses = [
             clause
-            for level in spec.levels(factor)[1:]
-            for clause in _clauses(spec, metric, first, mine[mine[factor.name] == level])
+            for rows in others
+            if not any(rows is one for one in together)
+            for clause in _clauses(spec, metric, first, rows)
         ]
+        if together:
+            levels = listed([rows["level"].iloc[0] for rows in together])
+            clauses.append(
+                f"{_contexts(spec, together[0], together[0])}, {first} ties with {levels}"
+            )
         name = factor.words
         notes.append(f"{name[0].upper()}{name[1:]}: {'; '.join(clauses)}.")
         compared = mine[mine["confidence"].notna()]
@@ -173,12 +185,9 @@ def _clauses(spec: StudySpec, metric: Metric, first: str, rows: pd.DataFrame) ->
     clear, tied = known[~known["tied"]], known[known["tied"]]
     better = clear[sign * clear["difference"] > 0]
     worse = clear[sign * clear["difference"] < 0]
-    every = "optimizers" if len(spec.varied) == 1 else "contexts"
 
     def where(some: pd.DataFrame) -> str:
-        if len(some) == len(rows) > NAMED:
-            return f"with all {len(rows)} {every}"
-        return f"with {listed([_in_sentence(context) for context in some['context']])}"
+        return _contexts(spec, some, rows)
 
     found = []
     for winner, loser, some in ((first, level, worse), (level, first, better)):
@@ -193,6 +202,13 @@ def _clauses(spec: StudySpec, metric: Metric, first: str, rows: pd.DataFrame) ->
     if len(lost):
         found.append(f"{where(lost)}, {first} or {level} has no result")
     return found
+
+
+def _contexts(spec: StudySpec, some: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Which of the contexts, in a sentence."""
+    if len(some) == len(every) > NAMED:
+        return f"with all {len(every)} {'optimizers' if len(spec.varied) == 1 else 'contexts'}"
+    return f"with {listed([_in_sentence(context) for context in some['context']])}"
 
 
 def _in_sentence(context: str) -> str:
