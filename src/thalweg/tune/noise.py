@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import least_squares
 from scipy.special import stdtrit
 
 from thalweg.optim.registry import OPTIMIZERS
@@ -286,6 +285,7 @@ def sample_curve(reached: pd.DataFrame) -> SampleCurve:
 
 def _fitted(sizes: Array, logs: Array) -> tuple[float, float]:
     """S_min and B_crit of the least squares in logarithms."""
+    from scipy.optimize import least_squares  # takes a quarter of a second to import
 
     def residuals(at: Array) -> Array:
         found: Array = at[0] + np.logaddexp(0.0, at[1] - np.log(sizes)) - logs
