@@ -37,8 +37,8 @@ CHECK_SEEDS = 4
 CLOSER = 10**0.25
 EPOCHS = 30
 LONGER = 4
-# What is best for that long is still a little too large for longer: half a step of these rates lower
-# hit the good range of a full study more often, for 84 pairs of 90 where it was 78
+# What is best for that long is still a little too large for longer: half a step of these rates
+# lower hit the good range of a full study more often, for 84 pairs of 90 where it was 78
 # (benchmarks/suggestions.py).
 LOWER = 10**-0.125
 NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
