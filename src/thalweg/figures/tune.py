@@ -13,6 +13,7 @@ from thalweg.figures.style import DASHES, SYMBOLS, finish, number, shade
 __all__ = ["batch_sizes", "noise", "range_test", "rates"]
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#009e73", "#c1121f", "#777777"
+PANELS = 4  # side by side
 # From too small to too large, dark to light blue and on to red.
 SCALE = ("#08306b", "#4292c6", "#009e73", "#e69f00", "#c1121f")
 
@@ -122,23 +123,26 @@ def rates(frame: pd.DataFrame, quantity: str = "training loss") -> go.Figure:
         quantity: what the axis calls it.
     """
     names = list(dict.fromkeys(frame["optimizer"]))
+    columns = min(PANELS, len(names))
+    rows = -(-len(names) // columns)
     figure = make_subplots(
-        rows=1,
-        cols=len(names),
-        shared_yaxes=True,
+        rows=rows,
+        cols=columns,
+        shared_yaxes="all",
         horizontal_spacing=0.03,
-        column_titles=names if len(names) > 1 else None,
+        vertical_spacing=190 / (rows * 400 - 155) if rows > 1 else 0,  # a legend fits in
+        subplot_titles=names if len(names) > 1 else None,
     )
-    for column, name in enumerate(names, start=1):
+    for k, name in enumerate(names):
         mine = frame[frame["optimizer"] == name]
         every = sorted(set(mine["lr"]))
+        place = {"row": k // columns + 1, "col": k % columns + 1}
         for i, lr in enumerate(every):
             one = mine[(mine["lr"] == lr) & mine["loss"].notna()]
-            color = SCALE[round(i * (len(SCALE) - 1) / max(1, len(every) - 1))]
             words = mine[mine["lr"] == lr]["verdict"].iloc[0]
             figure.add_scatter(
-                x=one["step"],
-                y=one["loss"],
+                x=one["step"] if len(one) else [None],
+                y=one["loss"] if len(one) else [None],
                 error_y={
                     "array": one["high"] - one["loss"],
                     "arrayminus": one["loss"] - one["low"],
@@ -146,33 +150,36 @@ def rates(frame: pd.DataFrame, quantity: str = "training loss") -> go.Figure:
                     "width": 2,
                 },
                 mode="lines+markers",
-                line={"color": color, "width": 1.8},
+                line={"color": _shade_of(i, len(every)), "width": 1.8},
                 marker={"size": 5, "symbol": SYMBOLS[i % len(SYMBOLS)]},
                 name=f"{number(lr)}: {words}",
-                legend=f"legend{column if column > 1 else ''}",
+                legend=f"legend{k + 1 if k else ''}",
                 hovertemplate=f"{name}, {number(lr)}, step %{{x}}<br>%{{y:.4g}}<extra></extra>",
-                row=1,
-                col=column,
+                **place,
             )
-    figure.update_xaxes(title_text="step")
+        figure.update_xaxes(title_text="step", title_standoff=4, **place)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     figure.update_yaxes(title_text=quantity, col=1)
-    finish(figure, 460)
-    width = 1 / len(names)
-    for column in range(len(names)):
-        figure.update_layout(
-            {
-                f"legend{column + 1 if column else ''}": {
-                    "orientation": "v",
-                    "x": column * width + 0.01,
-                    "y": 1,
-                    "yref": "container",
-                    "yanchor": "top",
-                    "font": {"size": 11},
-                }
-            }
-        )
+    finish(figure, rows * 400 + 40)
+    for k in range(len(names)):
+        axes = str(k + 1) if k else ""
+        left = figure.layout[f"xaxis{axes}"].domain[0]
+        top = figure.layout[f"yaxis{axes}"].domain[1]
+        legend = {
+            "orientation": "v",
+            "x": left,
+            "xanchor": "left",
+            "y": top + 26 / (rows * 400 - 155),
+            "yref": "paper",
+            "yanchor": "bottom",
+            "font": {"size": 11},
+        }
+        figure.update_layout({f"legend{axes}": legend})
     return figure.update_layout(margin={"t": 140})
+
+
+def _shade_of(i: int, count: int) -> str:
+    return SCALE[round(i * (len(SCALE) - 1) / max(1, count - 1))]
 
 
 def noise(

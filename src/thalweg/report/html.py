@@ -10,7 +10,14 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from thalweg.figures import effect, learning_curves, metric_against_lr, number, time_to_target
+from thalweg.figures import (
+    effect,
+    learning_curves,
+    metric_against_lr,
+    number,
+    rates,
+    time_to_target,
+)
 from thalweg.figures.html import embed
 from thalweg.files import whole
 from thalweg.optim.registry import OPTIMIZERS
@@ -41,6 +48,8 @@ def figures(result: StudyResult) -> dict[str, go.Figure]:
             task.percent,
         ),
     }
+    if len(result.rates):
+        drawn["rates"] = rates(result.rates)
     if result.spec.target is not None:
         drawn["time_to_target"] = time_to_target(result.summary, target_text(result))
     for factor in result.spec.varied:

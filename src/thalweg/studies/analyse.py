@@ -11,6 +11,7 @@ import pandas as pd
 from thalweg.studies.arms import KEYS, Arm, arms, listed
 from thalweg.studies.effects import by_seed, effect_notes, effects_of
 from thalweg.studies.intervals import CONFIDENCE, Interval, interval, shown
+from thalweg.studies.rates import rates_of
 from thalweg.studies.spec import StudySpec
 from thalweg.studies.store import OUTCOMES
 from thalweg.tasks import Metric
@@ -34,6 +35,7 @@ class Analysis:
     comparisons: pd.DataFrame
     best_curves: pd.DataFrame
     effects: pd.DataFrame
+    rates: pd.DataFrame
     verdict: str
     notes: list[str]
 
@@ -69,6 +71,7 @@ def analyse(
         comparisons,
         _best_curves(summary, curves),
         effects,
+        rates_of(spec, summary, curves),
         _verdict(spec, metric, summary, comparisons),
         [*effect_notes(spec, metric, effects), *_notes(spec, summary, comparisons)],
     )

@@ -149,6 +149,15 @@ class StudyResult:
         """
         return self.analysis.effects
 
+    @property
+    def rates(self) -> pd.DataFrame:
+        """Training at a few rates of each optimizer's best arm, too small, right and too large.
+
+        A row a rate and epoch: ``optimizer, lr, verdict, step, loss, low, high``, mean and range of
+        the training loss over seeds.
+        """
+        return self.analysis.rates
+
     def train_best(self) -> "Trained":
         """Train the best run of the first arm once more and keep its weights.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.optim.registry import OPTIMIZERS, key
+from thalweg.studies.rates import RATE_COLUMNS, few_rates
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.losses import LOSSES
 from thalweg.tasks.trial import first_batch
@@ -106,29 +107,11 @@ class LRRange:
         """
         wide = self.checked[self.checked["stage"] == 1]
         if wide.empty or self.interval is None:
-            return pd.DataFrame(
-                columns=["optimizer", "lr", "verdict", "step", "loss", "low", "high"]
-            )
+            return pd.DataFrame(columns=list(RATE_COLUMNS))
         low, high = self.interval
-        tried = sorted(set(wide["lr"]))
-        right = min(tried, key=lambda lr: abs(math.log(lr * lr / (low * high))))
-        place = tried.index(right)
-        shown = {0, place // 2, place, (place + len(tried)) // 2, len(tried) - 1}
-        chosen = wide[wide["lr"].isin([tried[i] for i in shown])]
-        curves = chosen.groupby(["lr", "step"])["train_loss"].agg(["mean", "min", "max"])
-        frame = curves.reset_index().set_axis(["lr", "step", "loss", "low", "high"], axis=1)
-        broken = set(chosen.loc[chosen["train_loss"].isna(), "lr"])
-        verdicts = [
-            "too large, diverges"
-            if lr in broken
-            else "too small"
-            if lr < min(low, right)
-            else "too large"
-            if lr > max(high, right)
-            else "right"
-            for lr in frame["lr"]
-        ]
-        return frame.assign(optimizer=self.optimizer, verdict=verdicts)
+        right = min(set(wide["lr"]), key=lambda lr: abs(math.log(lr * lr / (low * high))))
+        curves = wide.drop(columns="loss").rename(columns={"train_loss": "loss"})
+        return few_rates(self.optimizer, curves, self.interval, right)
 
     def figure(self) -> "go.Figure":
         """Loss and metric against the rate, and what was found."""
