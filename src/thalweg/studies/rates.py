@@ -1,10 +1,9 @@
 """Too small, right, too large: a few of many learning rates, from end to end."""
 
-import math
-
 import pandas as pd
 
 from thalweg.optim.registry import OPTIMIZERS
+from thalweg.studies.arms import KEYS
 from thalweg.studies.spec import StudySpec
 
 __all__ = ["RATE_COLUMNS", "few_rates", "rates_of"]
@@ -61,8 +60,8 @@ def rates_of(spec: StudySpec, summary: pd.DataFrame, curves: pd.DataFrame) -> pd
     for name, arms in summary[summary["lr"].notna()].groupby("optimizer", sort=False):
         arm = arms.iloc[0]
         tried = dict(spec.lrs)[str(name)]
-        mine = curves[curves["arm"] == arm["arm"]]
-        if len(tried) < 3 or math.isnan(arm["lr_low"]):
+        mine = curves[(curves[list(KEYS)] == arm[list(KEYS)]).all(axis=1)]
+        if len(tried) < 3 or mine.empty:
             continue
         # A run that diverged in its first epoch has no row at all.
         every = pd.MultiIndex.from_product(
