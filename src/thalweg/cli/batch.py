@@ -167,7 +167,8 @@ def _write(out: Path, found: "BatchSizes") -> None:
             "What a batch size costs and gives",
             "Every batch size with a learning rate of its own, tuned on validation data over the "
             "same rates, and with the rate that a rule gives it from that of the reference size, "
-            f"{found.reference:,}. All see the same samples in all.",
+            f"{found.reference:,}. All train for the same epochs; an incomplete last batch of an "
+            "epoch is left out.",
             found.figure(),
         ),
         (

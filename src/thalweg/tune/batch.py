@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from thalweg.optim.registry import OPTIMIZERS
+from thalweg.replicas import Replica, Training
+from thalweg.rules import Rule
 from thalweg.studies import Progress, StudyResult, study
 from thalweg.studies.effects import by_seed
 from thalweg.studies.intervals import interval, shown
@@ -28,6 +30,8 @@ __all__ = ["BatchSizes", "batch_sizes"]
 # and the square root one, both among those tried.
 TIMES = 4
 RATES = 2.0
+LOOK = 1.1  # times the steps, from one look at the metric to the next
+ROUNDING = 1e-6  # of a metric, a mean of float32
 RULES = {"linear": 1.0, "sqrt": 0.5}
 SAME = 1.02  # times, within which a rate is the one of a rule
 
@@ -162,8 +166,9 @@ def batch_sizes(
 ) -> BatchSizes:
     """Train a task at several batch sizes, each with a learning rate of its own.
 
-    All sizes see the same samples in all, from the same weights, at the same learning rates, so
-    that none gets more tuning than another.
+    All sizes train for the same epochs, from the same weights, at the same learning rates, so that
+    none gets more tuning than another. At its best rate each is trained once more, with a look at
+    the metric after every few steps, for the steps that it takes to the target.
 
     Args:
         task: what `thalweg.study` takes.
@@ -214,7 +219,7 @@ def batch_sizes(
         )
     reference = min(chosen, key=lambda size: abs(math.log(size / found.batch_size)))
     goal = result.spec.target if result.spec.target is not None else _reached_by_all(result)
-    reached = _steps_to(result, goal)
+    reached = _steps_to(result, entry.rule, goal, device)
     table = _table(result, found.metric, reached, fit, reference)
     rate = float(table.set_index("batch_size")["lr"][reference])
     noise = noise_scale(
@@ -222,7 +227,7 @@ def batch_sizes(
         optimizer=name,
         lr=rate,
         batch_size=reference,
-        epochs=min(5, whole("epochs", epochs)),
+        epochs=min(10, whole("epochs", epochs)),
         device=device,
     )
     critical = sample_curve(reached)
@@ -254,27 +259,39 @@ def _reached_by_all(result: StudyResult) -> float:
     return float(ends.min() if result.task.higher_is_better else ends.max())
 
 
-def _steps_to(result: StudyResult, target: float) -> pd.DataFrame:
+def _steps_to(result: StudyResult, rule: Rule, target: float, device: str) -> pd.DataFrame:
     """Steps to the target at the tuned rates, a row a run: ``batch_size, seed, steps``.
 
-    Between two looks at the metric it is taken to go straight; NaN where it was not reached.
+    The metric is looked at after every step at first, and then a tenth further on each time; in
+    between it is taken to go straight. NaN where the target was not reached.
     """
-    best = result.summary[["batch_size", "lr"]]
-    curves = result.curves.merge(best, on=["batch_size", "lr"])
     sign = 1.0 if result.task.higher_is_better else -1.0
+    rates = result.summary.set_index("batch_size")["lr"]
+    seeds = list(result.spec.seeds)
     rows = []
-    for (size, seed), curve in curves.groupby(["batch_size", "seed"]):
-        ahead = sign * (curve["validation_metric"].to_numpy() - target)
-        step = curve["step"].to_numpy(dtype=float)
-        there = np.flatnonzero(ahead >= -1e-6)
-        steps = math.nan
-        if len(there):
-            i = int(there[0])
-            steps = float(step[i])
-            if i and ahead[i] > ahead[i - 1]:
-                part = -ahead[i - 1] / (ahead[i] - ahead[i - 1])
-                steps = float(step[i - 1] + min(1.0, part) * (step[i] - step[i - 1]))
-        rows.append({"batch_size": int(size), "seed": seed, "steps": steps})
+    for levels, variant in result.variants.items():
+        budget, task = result.spec.budget(levels), variant.task
+        hyper = rule.complete({"lr": float(rates[variant.batch_size])})
+        training = Training(task, [Replica(rule, hyper, s) for s in seeds], budget, device=device)
+        validation = task.validation.to(device)
+        found = np.full(len(seeds), np.nan)
+        before = np.full(len(seeds), np.nan)
+        done = 0
+        with training.on_one_core():
+            while done < budget.steps and np.isnan(found).any():
+                count = min(budget.steps - done, max(1, round(done * (LOOK - 1))))
+                training.advance(count)
+                with training.answers():
+                    ahead = sign * (training.evaluate(validation)[1] - target)
+                for i in np.flatnonzero(np.isnan(found) & (ahead >= -ROUNDING)):
+                    part = -before[i] / (ahead[i] - before[i]) if before[i] < ahead[i] else 1.0
+                    found[i] = done + min(1.0, part) * count
+                before = ahead
+                done += count
+        rows += [
+            {"batch_size": variant.batch_size, "seed": seed, "steps": float(steps)}
+            for seed, steps in zip(seeds, found, strict=True)
+        ]
     return pd.DataFrame(rows)
 
 
@@ -302,7 +319,7 @@ def _table(
             "tied": _tied(result, first, arm.to_dict() | {"batch_size": size}),
             "steps_to_target": steps,
             "samples_to_target": steps * size,
-            "epochs_to_target": steps * size / samples,
+            "epochs_to_target": steps / (samples // size),
             "reached": int(mine.notna().sum()),
             "samples_per_second": speed,
             "seconds_to_target": steps * size / speed,

@@ -33,6 +33,7 @@ __all__ = ["Measure", "NoiseScale", "SampleCurve", "noise_scale", "sample_curve"
 BATCHES = 8
 SAMPLES = 128
 COST = 0.05
+AT_LEAST = 5  # measurements, in a training too short for that
 BYTES = 24 << 20  # of copies of parameters, as in a study's chunks
 RESAMPLED = 400
 
@@ -69,7 +70,7 @@ def noise_scale(
     optimizer: str = "adam",
     lr: float | None = None,
     batch_size: int | None = None,
-    epochs: int = 5,
+    epochs: int = 10,
     seeds: int | Sequence[int] = 8,
     device: str = "cpu",
 ) -> NoiseScale:
@@ -143,7 +144,7 @@ class Measure:
         samples: of the training data.
         count: small batches of a measurement.
         small: samples of each.
-        every: steps from one measurement to the next.
+        every: steps from one measurement to the next, of a long training.
         together: small batches whose gradients are taken at once, by what their copies of the
             parameters need.
     """
@@ -177,10 +178,11 @@ class Measure:
             Steps done, and for each place unbiased estimates of tr S and |G|².
         """
         draw = torch.Generator().manual_seed(0)
+        every = min(self.every, max(1, steps // AT_LEAST))
         done = 0
         while done < steps and training.alive.any():
             yield done, *self._now(training, draw)
-            piece = min(self.every, steps - done)
+            piece = min(every, steps - done)
             seen = training.advance(piece)
             broken = training.alive & ~np.isfinite(seen).all(0)
             if broken.any():
