@@ -25,6 +25,7 @@ from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.blame import first_line, place, quoted
 from thalweg.tasks.memory import available_memory, shown
 from thalweg.tasks.trial import called, first_batch
+from thalweg.tune.arguments import device_of, whole
 
 __all__ = ["Fit", "largest_batch"]
 
@@ -120,8 +121,8 @@ def largest_batch(
     if not isinstance(task, Task):
         raise TaskError("task", f"must be a name or a thalweg.Task, got {task!r}")
     entry = _entry(optimizer)
-    where = _device(device)
-    most = len(task.train) if maximum is None else _whole(maximum)
+    where = device_of(device)
+    most = len(task.train) if maximum is None else whole("maximum", maximum)
     with _random_states():
         try:
             return _search(task, entry, where, most)
@@ -147,27 +148,6 @@ def _entry(optimizer: str) -> Entry:
         known = ", ".join(OPTIMIZERS)
         raise ArgumentError("optimizer", f"there is none named {optimizer!r}; give one of {known}")
     return found
-
-
-def _device(device: str) -> torch.device:
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise ArgumentError("device", f"must be cpu or cuda, got {device!r}")
-    if found.type == "cuda":
-        count = torch.cuda.device_count()
-        if (found.index or 0) >= count:
-            raise ArgumentError("device", f"torch finds {count} GPUs here, got {device!r}")
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    return found
-
-
-def _whole(maximum: Any) -> int:
-    if isinstance(maximum, bool) or not isinstance(maximum, int | np.integer) or maximum < 1:
-        raise ArgumentError("maximum", f"must be a whole number of at least 1, got {maximum!r}")
-    return int(maximum)
 
 
 def _gpus() -> range:

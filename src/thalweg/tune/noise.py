@@ -20,7 +20,7 @@ from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.tasks import Task, load
 from thalweg.tasks.trial import first_batch
-from thalweg.tune.arguments import TuneError, named, positive, seeds_of, whole
+from thalweg.tune.arguments import TuneError, device_of, named, positive, seeds_of, whole
 from thalweg.tune.curve import Array
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def noise_scale(
     if samples < 2:
         raise TuneError("task", f"{found.name!r} has one training sample; a variance needs two")
     chosen, epochs = seeds_of(seeds), whole("epochs", epochs)
+    device_of(device)
     first_batch(found, size)
     small = max(1, size // 4)
     count = max(2, min(BATCHES, samples // small))

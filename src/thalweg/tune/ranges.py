@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,9 +15,9 @@ from thalweg.optim.registry import OPTIMIZERS, key
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.losses import LOSSES
 from thalweg.tasks.trial import first_batch
-from thalweg.tune.arguments import Named, TuneError, named, seeds_of, whole
+from thalweg.tune.arguments import Named, TuneError, device_of, named, seeds_of, whole
 from thalweg.tune.borrowed import Borrowed
-from thalweg.tune.curve import Array, Marks, diverged, marks, smooth, turning
+from thalweg.tune.curve import Array, Marks, diverged, marks, noise, smooth, turning
 from thalweg.tune.replicated import Setup, sweep, trials
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class LRRange:
             is best and then turns (Smith, 2017); of the loss where there is no metric. None if it
             never gets better.
         checked: rates that were trained with from the start, and stayed, a row a rate, seed and
-            look: ``stage``, 1 for those far apart and 2 for those closer and longer, ``lr, seed,
+            step: ``stage``, 1 for those far apart and 2 for those closer and longer, ``lr, seed,
             step, train_loss, loss, metric``, the last two on validation data.
         suggestion: the rate to begin with; None if there is none.
         interval: the rates that were as good when checked, low and high.
@@ -97,20 +98,30 @@ class LRRange:
     def rates(self) -> pd.DataFrame:
         """Up to five of the rates that were checked, from too small to too large.
 
-        A row a rate and look: ``optimizer, lr, verdict, step, loss, low, high``, the training loss
-        as mean and range over seeds.
+        The one nearest to the suggestion is of the last look, which is the longest, the others are
+        of the first, which goes far to either side. A row a rate and step: ``optimizer, lr,
+        verdict, step, loss, low, high``, the training loss as mean and range over seeds.
         """
-        wide = self.checked[self.checked["stage"] == 1]
-        if wide.empty or self.interval is None:
+        if self.checked.empty or self.suggestion is None or self.interval is None:
             return pd.DataFrame(
                 columns=["optimizer", "lr", "verdict", "step", "loss", "low", "high"]
             )
         low, high = self.interval
+        middle = self.suggestion
+
+        def far(lr: float) -> float:
+            return abs(math.log(lr / middle))
+
+        wide = self.checked[self.checked["stage"] == 1]
+        close = self.checked[self.checked["stage"] == self.checked["stage"].max()]
+        right = close[close["lr"] == min(set(close["lr"]), key=far)]
         tried = sorted(set(wide["lr"]))
-        right = min(tried, key=lambda lr: abs(math.log(lr * lr / (low * high))))
-        place = tried.index(right)
-        shown = {0, place // 2, place, (place + len(tried)) // 2, len(tried) - 1}
-        chosen = wide[wide["lr"].isin([tried[i] for i in shown])]
+        place = tried.index(min(tried, key=far))
+        shown = {0, place // 2, (place + len(tried)) // 2, len(tried) - 1} - {place}
+        others = wide[
+            wide["lr"].isin([tried[i] for i in shown]) & (wide["lr"] != right["lr"].iloc[0])
+        ]
+        chosen = pd.concat([others, right])
         curves = chosen.groupby(["lr", "step"])["train_loss"].agg(["mean", "min", "max"])
         frame = curves.reset_index().set_axis(["lr", "step", "loss", "low", "high"], axis=1)
         broken = set(chosen.loc[chosen["train_loss"].isna(), "lr"])
@@ -118,9 +129,9 @@ class LRRange:
             "too large, diverges"
             if lr in broken
             else "too small"
-            if lr < min(low, right)
+            if lr < low
             else "too large"
-            if lr > max(high, right)
+            if lr > high
             else "right"
             for lr in frame["lr"]
         ]
@@ -222,8 +233,9 @@ def lr_range_test(
     size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(found.train):
         raise TuneError("batch_size", f"{size} is more than the {len(found.train)} samples")
-    first_batch(found, size)
     low, high = _ends(lr, widest(entry.name))
+    device_of(device)
+    first_batch(found, size)
     factors = _ramp(low, high, steps, scale)
     run = Setup(found, entry.rule, size, device)
     return _range(
@@ -252,13 +264,14 @@ def _range(
             "task", f"the loss of {task} is not finite at its first step, before any rate is tried"
         )
     smoothed = smooth(losses)
-    pointed = marks(lrs, smoothed)
+    uncertain = noise(losses)
+    pointed = marks(lrs, smoothed, uncertain)
     ended = diverged(losses)
     gone = np.sort(np.where(np.isfinite(ended), ended, np.inf))[(len(ended) - 1) // 2]
     diverged_at = float(lrs[int(gone)]) if np.isfinite(gone) else None
     curve = _metrics(lrs, looks)
     bounds = (
-        turning(lrs, smoothed, False)
+        turning(lrs, smoothed, False, uncertain)
         if metric is None or curve.empty
         else turning(
             curve["lr"].to_numpy(),
@@ -270,7 +283,9 @@ def _range(
     suggestion, interval = pointed.valley, None
     reason = "It is the valley of the curve of losses, and was not checked."
     if suggestion is None:
-        reason = f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss."
+        reason = (
+            f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss by more than its noise."
+        )
     elif try_at is not None:
         rates, margin = _around(lrs, pointed, diverged_at), NEAR
         for stage, length in enumerate(lengths, start=1):
@@ -279,7 +294,7 @@ def _range(
             suggestion, interval, reason = _best(found, metric, margin)
             if interval is None:
                 break
-            rates, margin = _closer(*interval), CLOSE
+            rates, margin = _closer(lrs, *interval), CLOSE
     return LRRange(
         optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds,
         pd.concat(stages) if stages else pd.DataFrame(columns=_CHECKED), suggestion, interval,
@@ -304,14 +319,19 @@ def _around(lrs: Array, pointed: Marks, diverged_at: float | None) -> list[float
     high = min(lrs[-1], diverged_at or math.inf, 10 * max(found) * APART)
     low = max(lrs[0], min(found) / 10)
     count = int(math.log(high / low) / math.log(APART)) + 1
-    rates = high / APART ** np.arange(max(3, min(CHECKED, count)))
-    return [float(f"{rate:.3g}") for rate in rates[::-1]]
+    return _within(lrs, high / APART ** np.arange(max(3, min(CHECKED, count)))[::-1])
 
 
-def _closer(low: float, high: float) -> list[float]:
+def _closer(lrs: Array, low: float, high: float) -> list[float]:
     """Rates from two steps below those that did best to two above."""
     count = round(math.log(high / low) / math.log(CLOSER))
-    return [float(f"{low * CLOSER**i:.3g}") for i in range(-2, count + 3)]
+    return _within(lrs, low * CLOSER ** np.arange(-2, count + 3))
+
+
+def _within(lrs: Array, rates: NDArray[Any]) -> list[float]:
+    """Rates in three digits, none outside of those that were asked for."""
+    ends = lrs[0], lrs[-1]
+    return sorted({float(np.clip(float(f"{rate:.3g}"), *ends)) for rate in rates})
 
 
 def _best(
