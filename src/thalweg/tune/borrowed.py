@@ -134,11 +134,7 @@ class Borrowed:
             memo: dict[int, Any] = {}
             model = deepcopy(self._model, memo)
             optimizer = deepcopy(self._optimizer, memo)
-            # Of an optimizer only groups and state are copied; LBFGS and others have more. What can
-            # be called is left: the step that a scheduler has put there takes one of the original.
-            for name, value in vars(self._optimizer).items():
-                if name not in vars(optimizer) and not callable(value):
-                    setattr(optimizer, name, deepcopy(value, memo))
+            _complete(optimizer, self._optimizer, memo)
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TuneError(
@@ -171,6 +167,18 @@ def _called(model: nn.Module, x: Any) -> Any:
     if isinstance(x, dict):
         return model(**x)
     return model(*x) if isinstance(x, tuple | list) else model(x)
+
+
+def _complete(copy: Optimizer, original: Optimizer, memo: dict[int, Any]) -> None:
+    """Copy what belongs to an optimizer besides its groups and state, as LBFGS has it.
+
+    What can be called is left: the step that a scheduler has put there takes one of the original.
+    """
+    for name, value in vars(original).items():
+        if isinstance(value, Optimizer) and name in vars(copy):
+            _complete(vars(copy)[name], value, memo)
+        elif name not in vars(copy) and not callable(value):
+            setattr(copy, name, deepcopy(value, memo))
 
 
 def _nothing() -> None:

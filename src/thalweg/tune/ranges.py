@@ -192,7 +192,7 @@ def lr_range_test(
         steps: of the run, at least 20.
         scale: how the rate rises.
         seeds: how many runs, or which: 8 by default, which train together; of a module 1.
-        batch_size: samples a step; the task's by default.
+        batch_size: samples a step of a task; its own by default.
         check: whether the suggestion is checked, of a module once; else it is the curve's valley.
         device: as torch names it; with a module that of its parameters counts.
         loss: with a module: a name in `thalweg.tasks.LOSSES` or a function.
@@ -209,6 +209,8 @@ def lr_range_test(
     if scale not in ("exponential", "linear"):
         raise TuneError("scale", f"must be exponential or linear, got {scale!r}")
     if isinstance(task, nn.Module):
+        if batch_size is not None:
+            raise TuneError("batch_size", "is for a task; with a module its data say")
         borrowed, label, usual = _borrowed(task, optimizer, loss, data)
         low, high = _ends(lr, usual)
         factors = _ramp(low, high, steps, scale)
@@ -343,13 +345,13 @@ def _best(
     sound = last.groupby("lr").filter(lambda one: bool(one[of].notna().all()))
     if sound.empty:
         return None, None, "Every rate that was checked diverged from some seed."
-    means = sound.groupby("lr")[[of, "train_loss"]].mean()
+    means = sound.groupby("lr")[of].mean()
     sign = 1.0 if metric is not None and metric.higher_is_better else -1.0
-    top = (sign * means[of]).max()
+    top = (sign * means).max()
     margin = near if metric is not None and metric.percent else near * abs(top)
     if metric is None:
         margin = 10 * margin  # a training loss tells less, by its last batches
-    good = means.index[sign * means[of] >= top - margin - 1e-12]
+    good = means.index[sign * means >= top - margin - 1e-12]
     low, high = float(good.min()), float(good.max())
     name = "training loss" if metric is None else f"validation {metric.name}"
     reason = (
@@ -410,5 +412,7 @@ def _borrowed(
         if loss not in LOSSES:
             raise TuneError("loss", f"there is no {loss!r}; choose from {', '.join(LOSSES)}")
         loss = LOSSES[loss].of
+    if not callable(loss):
+        raise TuneError("loss", f"must be a name or a function, got {loss!r}")
     name = type(optimizer).__name__
     return Borrowed(model, optimizer, loss, data), name, widest(name)
