@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from thalweg.replicas import Factors
 from thalweg.tune.arguments import TuneError
 from thalweg.tune.curve import Array, diverged
+from thalweg.tune.states import random_states
 
 __all__ = ["Borrowed"]
 
@@ -187,10 +188,7 @@ def _nothing() -> None:
 
 @contextmanager
 def _random_state(data: Any) -> Iterator[list[torch.Generator]]:
-    """Leave all random states as they are found: torch's, NumPy's, Python's and a loader's own.
-
-    Gives the loader's own generators.
-    """
+    """Leave all random states as they are found, also those of a loader's own generators: these."""
     batches = getattr(data, "batch_sampler", None)
     holders = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
     own = {
@@ -199,12 +197,9 @@ def _random_state(data: Any) -> Iterator[list[torch.Generator]]:
         if isinstance(g, torch.Generator)
     }
     before = [(g, g.get_state()) for g in own.values()]
-    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
-        with torch.random.fork_rng():
+        with random_states():
             yield list(own.values())
     finally:
-        np.random.set_state(numpy)  # noqa: NPY002
-        random.setstate(python)
         for generator, state in before:
             generator.set_state(state)

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from threading import Event, Thread
 from time import perf_counter
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -26,6 +24,7 @@ from thalweg.tasks.blame import first_line, place, quoted
 from thalweg.tasks.memory import available_memory, shown
 from thalweg.tasks.trial import called, first_batch
 from thalweg.tune.arguments import device_of, whole
+from thalweg.tune.states import gpus, random_states
 
 __all__ = ["Fit", "largest_batch"]
 
@@ -123,23 +122,11 @@ def largest_batch(
     entry = _entry(optimizer)
     where = device_of(device)
     most = len(task.train) if maximum is None else whole("maximum", maximum)
-    with _random_states():
+    with random_states():
         try:
             return _search(task, entry, where, most)
         finally:
             _free()
-
-
-@contextmanager
-def _random_states() -> Iterator[None]:
-    """Leave those of torch, NumPy and Python as they are."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=_gpus()):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _entry(optimizer: str) -> Entry:
@@ -148,12 +135,6 @@ def _entry(optimizer: str) -> Entry:
         known = ", ".join(OPTIMIZERS)
         raise ArgumentError("optimizer", f"there is none named {optimizer!r}; give one of {known}")
     return found
-
-
-def _gpus() -> range:
-    """Those in use, whose random state a seed changes and which keep memory."""
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return range(torch.cuda.device_count() if used else 0)
 
 
 def _search(task: Task, entry: Entry, device: torch.device, most: int) -> Fit:
@@ -400,7 +381,7 @@ def _asked(error: BaseException) -> int:
 def _free() -> None:
     """Give back all that is no longer used, to the system too."""
     gc.collect()
-    if _gpus():
+    if gpus():
         torch.cuda.empty_cache()
     # The C library keeps what was freed, which would then look as if a trial had needed less.
     with suppress(AttributeError, OSError, TypeError):  # not glibc

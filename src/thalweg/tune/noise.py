@@ -22,6 +22,7 @@ from thalweg.tasks import Task, load
 from thalweg.tasks.trial import first_batch
 from thalweg.tune.arguments import TuneError, device_of, named, positive, seeds_of, whole
 from thalweg.tune.curve import Array
+from thalweg.tune.states import random_states
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -62,6 +63,7 @@ class NoiseScale:
         return noise(self.curve, self.value, self.interval, self.batch_size)
 
 
+@random_states()
 def noise_scale(
     task: str | Task,
     *,

@@ -19,6 +19,7 @@ from thalweg.tune.arguments import Named, TuneError, device_of, named, seeds_of,
 from thalweg.tune.borrowed import Borrowed
 from thalweg.tune.curve import Array, Marks, diverged, marks, noise, smooth, turning
 from thalweg.tune.replicated import Setup, sweep, trials
+from thalweg.tune.states import random_states
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -163,6 +164,7 @@ class LRRange:
         )
 
 
+@random_states()
 def lr_range_test(
     task: str | Task | nn.Module,
     optimizer: Named | Optimizer = "adam",
