@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 from scipy.optimize import least_squares
 from scipy.special import stdtrit
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Budget, Replica, Training
-from thalweg.tasks import Task, load
+from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.trial import first_batch
 from thalweg.tune.arguments import TuneError, device_of, named, positive, seeds_of, whole
 from thalweg.tune.curve import Array
@@ -108,7 +109,7 @@ def noise_scale(
     chosen, epochs = seeds_of(seeds), whole("epochs", epochs)
     device_of(device)
     first_batch(found, size)
-    small = max(1, size // 4)
+    small = max(_least(found, size), size // 4)
     count = max(2, min(BATCHES, samples // small))
     small = min(small, samples // count)
     per_epoch = samples // size
@@ -146,13 +147,32 @@ def noise_scale(
     curve["epoch"] = curve["step"] / per_epoch
     curve["value"] = curve["noise"] / curve["gradient"].where(curve["gradient"] > 0)
     lost = len(chosen) - int(training.alive.sum())
+    note = _note(value, interval, lost, len(chosen), rate)
+    if _normalised(found):
+        mixed = "batch normalisation mixes samples, whose gradients depend on the batch then"
+        note = f"{note}; {mixed}" if note else mixed
     return NoiseScale(
         value,
         interval,
         curve[["step", "epoch", "noise", "gradient", "value"]],
         size,
-        _note(value, interval, lost, len(chosen), rate),
+        note,
     )
+
+
+def _normalised(task: Task) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in task.model().modules())
+
+
+def _least(task: Task, size: int) -> int:
+    """Samples that a small batch needs at least: two where one alone cannot be trained on."""
+    if size // 4 > 1:
+        return 1
+    try:
+        first_batch(task, 1)
+    except TaskError:
+        return 2
+    return 1
 
 
 def _measured(
