@@ -5,13 +5,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from thalweg.errors import ArgumentError
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.registry import OPTIMIZERS, enter, key
 from thalweg.rules import Rule
 
-__all__ = ["Named", "TuneError", "named", "positive", "seeds_of", "whole"]
+__all__ = ["Named", "TuneError", "device_of", "named", "positive", "seeds_of", "whole"]
 
 Named: TypeAlias = str | Rule | type[RuleOptimizer]
 
@@ -40,6 +41,22 @@ def named(optimizer: Named) -> str:
         raise TuneError("optimizer", str(error)) from None
 
 
+def device_of(device: str) -> torch.device:
+    """A device that torch finds here."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise TuneError("device", f"must be cpu or cuda, got {device!r}")
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if (found.index or 0) >= count:
+            raise TuneError("device", f"torch finds {count} GPUs here, got {device!r}")
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    return found
+
+
 def whole(argument: str, value: Any) -> int:
     """A whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -60,13 +77,13 @@ def positive(argument: str, value: Any) -> float:
 
 def seeds_of(seeds: int | Sequence[int]) -> list[int]:
     """How many, or which, as a list."""
-    if isinstance(seeds, int):
+    if isinstance(seeds, int | np.integer):
         return list(range(whole("seeds", seeds)))
-    chosen = list(dict.fromkeys(seeds)) if isinstance(seeds, Iterable) else []
+    chosen = list(seeds) if isinstance(seeds, Iterable) else []
     sound = all(
         isinstance(s, int | np.integer) and not isinstance(s, bool) and 0 <= s < 2**63
         for s in chosen
     )
     if not chosen or not sound:
         raise TuneError("seeds", f"must be how many, or whole numbers from 0, got {seeds!r}")
-    return [int(seed) for seed in chosen]
+    return list(dict.fromkeys(int(seed) for seed in chosen))

@@ -1,7 +1,7 @@
 """A range test of a person's own model and optimizer, which it only ever sees copies of."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from thalweg.replicas import Factors
 from thalweg.tune.arguments import TuneError
 from thalweg.tune.curve import Array, diverged
+from thalweg.tune.states import random_states
 
 __all__ = ["Borrowed"]
 
@@ -49,10 +50,13 @@ class Borrowed:
         owned = {id(p) for p in model.parameters()}
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise TuneError("optimizer", "holds no parameter of the model; make it from these")
-        if iter(data) is data:
+        if isinstance(data, Iterator):
             raise TuneError(
                 "data", "is an iterator, which a range test would use up; give what makes it"
             )
+        # Not by iter(data): a loader draws from its generator to begin.
+        if not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+            raise TuneError("data", f"must give batches when gone through, got {data!r}")
 
     def sweep(
         self, lr: float, factors: Factors, steps: int, seeds: Sequence[int]
@@ -86,12 +90,16 @@ class Borrowed:
 
     def _run(self, rates: Array, seed: int, over: Callable[[Array], bool]) -> list[float]:
         """Losses of a copy that is trained at these rates, until it is over: ``(1, steps)``."""
-        with _random_state(self._data):
+        with _random_state(self._data) as own, torch.enable_grad():
             model, optimizer = self._copies()
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002 - what a person's own data may draw from
             random.seed(seed)
-            model.train()
+            for generator in own:
+                generator.manual_seed(seed)
+            if not model.training:  # parts of a model in training may be in evaluation mode
+                model.train()
+            getattr(optimizer, "train", _nothing)()
             batches = self._batches(next(model.parameters()).device)
             found: list[float] = []
             for rate in rates:
@@ -101,8 +109,9 @@ class Borrowed:
                     else:
                         group["lr"] = float(rate) * ratio
                 x, y = next(batches)
+                first: list[float] = []  # as some optimizers call it again, elsewhere
 
-                def closure(x: Any = x, y: Any = y) -> Tensor:
+                def closure(x: Any = x, y: Any = y, first: list[float] = first) -> Tensor:
                     optimizer.zero_grad()
                     loss = self._loss(_called(model, x), y)
                     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -111,23 +120,28 @@ class Borrowed:
                             f"must return one number, a scalar tensor; it returned "
                             f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss)}",
                         )
+                    first.append(float(loss.detach()))
                     loss.backward()  # type: ignore[no-untyped-call]
                     return loss.detach()
 
-                found.append(float(optimizer.step(closure)))  # type: ignore[arg-type]
+                optimizer.step(closure)  # type: ignore[arg-type]
+                found.append(first[0])
                 if over(np.array([found])):
                     break
         return found
 
     def _copies(self) -> tuple[nn.Module, Optimizer]:
         try:
-            model, optimizer = deepcopy((self._model, self._optimizer))
+            memo: dict[int, Any] = {}
+            model = deepcopy(self._model, memo)
+            optimizer = deepcopy(self._optimizer, memo)
+            _complete(optimizer, self._optimizer, memo)
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TuneError(
-                "model",
-                f"it and its optimizer cannot be copied ({first}); give a thalweg.Task with a "
-                f"function that makes the model",
+                "task",
+                f"the model and its optimizer cannot be copied ({first}); give a thalweg.Task with "
+                f"a function that makes the model",
             ) from None
         return model, optimizer
 
@@ -156,22 +170,36 @@ def _called(model: nn.Module, x: Any) -> Any:
     return model(*x) if isinstance(x, tuple | list) else model(x)
 
 
+def _complete(copy: Optimizer, original: Optimizer, memo: dict[int, Any]) -> None:
+    """Copy what belongs to an optimizer besides its groups and state, as LBFGS has it.
+
+    What can be called is left: the step that a scheduler has put there takes one of the original.
+    """
+    for name, value in vars(original).items():
+        if isinstance(value, Optimizer) and name in vars(copy):
+            _complete(vars(copy)[name], value, memo)
+        elif name not in vars(copy) and not callable(value):
+            setattr(copy, name, deepcopy(value, memo))
+
+
+def _nothing() -> None:
+    pass
+
+
 @contextmanager
-def _random_state(data: Any) -> Iterator[None]:
-    """Leave all random states as they are found: torch's, NumPy's, Python's and a loader's own."""
-    holders = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+def _random_state(data: Any) -> Iterator[list[torch.Generator]]:
+    """Leave all random states as they are found, also those of a loader's own generators: these."""
+    batches = getattr(data, "batch_sampler", None)
+    holders = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
     own = {
         id(g): g
         for g in (getattr(holder, "generator", None) for holder in holders)
         if isinstance(g, torch.Generator)
     }
     before = [(g, g.get_state()) for g in own.values()]
-    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
-        with torch.random.fork_rng():
-            yield
+        with random_states():
+            yield list(own.values())
     finally:
-        np.random.set_state(numpy)  # noqa: NPY002
-        random.setstate(python)
         for generator, state in before:
             generator.set_state(state)

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,9 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -25,6 +23,8 @@ from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.blame import first_line, place, quoted
 from thalweg.tasks.memory import available_memory, shown
 from thalweg.tasks.trial import called, first_batch
+from thalweg.tune.arguments import device_of, whole
+from thalweg.tune.states import gpus, random_states
 
 __all__ = ["Fit", "largest_batch"]
 
@@ -120,25 +120,13 @@ def largest_batch(
     if not isinstance(task, Task):
         raise TaskError("task", f"must be a name or a thalweg.Task, got {task!r}")
     entry = _entry(optimizer)
-    where = _device(device)
-    most = len(task.train) if maximum is None else _whole(maximum)
-    with _random_states():
+    where = device_of(device)
+    most = len(task.train) if maximum is None else whole("maximum", maximum)
+    with random_states():
         try:
             return _search(task, entry, where, most)
         finally:
             _free()
-
-
-@contextmanager
-def _random_states() -> Iterator[None]:
-    """Leave those of torch, NumPy and Python as they are."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=_gpus()):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _entry(optimizer: str) -> Entry:
@@ -147,33 +135,6 @@ def _entry(optimizer: str) -> Entry:
         known = ", ".join(OPTIMIZERS)
         raise ArgumentError("optimizer", f"there is none named {optimizer!r}; give one of {known}")
     return found
-
-
-def _device(device: str) -> torch.device:
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise ArgumentError("device", f"must be cpu or cuda, got {device!r}")
-    if found.type == "cuda":
-        count = torch.cuda.device_count()
-        if (found.index or 0) >= count:
-            raise ArgumentError("device", f"torch finds {count} GPUs here, got {device!r}")
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    return found
-
-
-def _whole(maximum: Any) -> int:
-    if isinstance(maximum, bool) or not isinstance(maximum, int | np.integer) or maximum < 1:
-        raise ArgumentError("maximum", f"must be a whole number of at least 1, got {maximum!r}")
-    return int(maximum)
-
-
-def _gpus() -> range:
-    """Those in use, whose random state a seed changes and which keep memory."""
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return range(torch.cuda.device_count() if used else 0)
 
 
 def _search(task: Task, entry: Entry, device: torch.device, most: int) -> Fit:
@@ -420,7 +381,7 @@ def _asked(error: BaseException) -> int:
 def _free() -> None:
     """Give back all that is no longer used, to the system too."""
     gc.collect()
-    if _gpus():
+    if gpus():
         torch.cuda.empty_cache()
     # The C library keeps what was freed, which would then look as if a trial had needed less.
     with suppress(AttributeError, OSError, TypeError):  # not glibc

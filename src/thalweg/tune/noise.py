@@ -14,13 +14,15 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import stdtrit
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.tasks import Task, load
 from thalweg.tasks.trial import first_batch
-from thalweg.tune.arguments import TuneError, named, positive, seeds_of, whole
+from thalweg.tune.arguments import TuneError, device_of, named, positive, seeds_of, whole
 from thalweg.tune.curve import Array
+from thalweg.tune.states import random_states
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,6 +66,7 @@ class NoiseScale:
         return noise(self.curve, self.value, self.interval, self.batch_size)
 
 
+@random_states()
 def noise_scale(
     task: str | Task,
     *,
@@ -106,6 +109,7 @@ def noise_scale(
     if samples < 2:
         raise TuneError("task", f"{found.name!r} has one training sample; a variance needs two")
     chosen, epochs = seeds_of(seeds), whole("epochs", epochs)
+    device_of(device)
     first_batch(found, size)
     per_epoch = samples // size
     steps = epochs * per_epoch
@@ -127,12 +131,16 @@ def noise_scale(
     curve["epoch"] = curve["step"] / per_epoch
     curve["value"] = curve["noise"] / curve["gradient"].where(curve["gradient"] > 0)
     lost = len(chosen) - int(training.alive.sum())
+    note = _note(value, interval, lost, len(chosen), rate)
+    if _normalised(found):
+        mixed = "batch normalisation mixes samples, whose gradients depend on the batch then"
+        note = f"{note}; {mixed}" if note else mixed
     return NoiseScale(
         value,
         interval,
         curve[["step", "epoch", "noise", "gradient", "value"]],
         size,
-        _note(value, interval, lost, len(chosen), rate),
+        note,
     )
 
 
@@ -165,7 +173,7 @@ class Measure:
             replicas: that train together.
         """
         samples = len(task.train)
-        count = min(BATCHES, samples)
+        count = min(BATCHES, max(2, samples // 2))  # batch normalisation needs two in each
         small = min(max(2 * batch_size, SAMPLES), samples) // count
         together = BYTES // max(1, 4 * task.parameters * replicas)
         every = math.ceil(count * small / (COST * batch_size))
@@ -211,6 +219,10 @@ class Measure:
         n = count * small
         big, little = large.cpu().numpy(), torch.cat(each, 1).mean(1).cpu().numpy()
         return (little - big) / (1 / small - 1 / n), (n * big - small * little) / (n - small)
+
+
+def _normalised(task: Task) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in task.model().modules())
 
 
 def _ratio(by_run: Array) -> tuple[float, tuple[float, float]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,10 +16,11 @@ from thalweg.studies.rates import RATE_COLUMNS, few_rates
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.losses import LOSSES
 from thalweg.tasks.trial import first_batch
-from thalweg.tune.arguments import Named, TuneError, named, seeds_of, whole
+from thalweg.tune.arguments import Named, TuneError, device_of, named, seeds_of, whole
 from thalweg.tune.borrowed import Borrowed
-from thalweg.tune.curve import Array, Marks, diverged, marks, smooth, turning
+from thalweg.tune.curve import Array, Marks, diverged, marks, noise, smooth, turning
 from thalweg.tune.replicated import Setup, sweep, trials
+from thalweg.tune.states import random_states
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -68,7 +70,7 @@ class LRRange:
             is best and then turns (Smith, 2017); of the loss where there is no metric. None if it
             never gets better.
         checked: rates that were trained with from the start, and stayed, a row a rate, seed and
-            look: ``stage``, 1 for those far apart and 2 for those closer and longer, ``lr, seed,
+            step: ``stage``, 1 for those far apart and 2 for those closer and longer, ``lr, seed,
             step, train_loss, loss, metric``, the last two on validation data.
         suggestion: the rate to begin with; None if there is none.
         interval: the rates that were as good when checked, low and high.
@@ -139,6 +141,7 @@ class LRRange:
         )
 
 
+@random_states()
 def lr_range_test(
     task: str | Task | nn.Module,
     optimizer: Named | Optimizer = "adam",
@@ -168,7 +171,7 @@ def lr_range_test(
         steps: of the run, at least 20.
         scale: how the rate rises.
         seeds: how many runs, or which: 8 by default, which train together; of a module 1.
-        batch_size: samples a step; the task's by default.
+        batch_size: samples a step of a task; its own by default.
         check: whether the suggestion is checked, of a module once; else it is the curve's valley.
         device: as torch names it; with a module that of its parameters counts.
         loss: with a module: a name in `thalweg.tasks.LOSSES` or a function.
@@ -185,6 +188,8 @@ def lr_range_test(
     if scale not in ("exponential", "linear"):
         raise TuneError("scale", f"must be exponential or linear, got {scale!r}")
     if isinstance(task, nn.Module):
+        if batch_size is not None:
+            raise TuneError("batch_size", "is for a task; with a module its data say")
         borrowed, label, usual = _borrowed(task, optimizer, loss, data)
         low, high = _ends(lr, usual)
         factors = _ramp(low, high, steps, scale)
@@ -209,8 +214,9 @@ def lr_range_test(
     size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(found.train):
         raise TuneError("batch_size", f"{size} is more than the {len(found.train)} samples")
-    first_batch(found, size)
     low, high = _ends(lr, widest(entry.name))
+    device_of(device)
+    first_batch(found, size)
     factors = _ramp(low, high, steps, scale)
     run = Setup(found, entry.rule, size, device)
     return _range(
@@ -239,13 +245,14 @@ def _range(
             "task", f"the loss of {task} is not finite at its first step, before any rate is tried"
         )
     smoothed = smooth(losses)
-    pointed = marks(lrs, smoothed)
+    uncertain = noise(losses)
+    pointed = marks(lrs, smoothed, uncertain)
     ended = diverged(losses)
     gone = np.sort(np.where(np.isfinite(ended), ended, np.inf))[(len(ended) - 1) // 2]
     diverged_at = float(lrs[int(gone)]) if np.isfinite(gone) else None
     curve = _metrics(lrs, looks)
     bounds = (
-        turning(lrs, smoothed, False)
+        turning(lrs, smoothed, False, uncertain)
         if metric is None or curve.empty
         else turning(
             curve["lr"].to_numpy(),
@@ -257,7 +264,9 @@ def _range(
     suggestion, interval = pointed.valley, None
     reason = "It is the valley of the curve of losses, and was not checked."
     if suggestion is None:
-        reason = f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss."
+        reason = (
+            f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss by more than its noise."
+        )
     elif try_at is not None:
         rates, margin = _around(lrs, pointed, diverged_at), NEAR
         for stage, length in enumerate(lengths, start=1):
@@ -266,7 +275,7 @@ def _range(
             suggestion, interval, reason = _best(found, metric, margin)
             if interval is None:
                 break
-            rates, margin = _closer(*interval), CLOSE
+            rates, margin = _closer(lrs, *interval), CLOSE
     return LRRange(
         optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds,
         pd.concat(stages) if stages else pd.DataFrame(columns=_CHECKED), suggestion, interval,
@@ -291,14 +300,19 @@ def _around(lrs: Array, pointed: Marks, diverged_at: float | None) -> list[float
     high = min(lrs[-1], diverged_at or math.inf, 10 * max(found) * APART)
     low = max(lrs[0], min(found) / 10)
     count = int(math.log(high / low) / math.log(APART)) + 1
-    rates = high / APART ** np.arange(max(3, min(CHECKED, count)))
-    return [float(f"{rate:.3g}") for rate in rates[::-1]]
+    return _within(lrs, high / APART ** np.arange(max(3, min(CHECKED, count)))[::-1])
 
 
-def _closer(low: float, high: float) -> list[float]:
+def _closer(lrs: Array, low: float, high: float) -> list[float]:
     """Rates from two steps below those that did best to two above."""
     count = round(math.log(high / low) / math.log(CLOSER))
-    return [float(f"{low * CLOSER**i:.3g}") for i in range(-2, count + 3)]
+    return _within(lrs, low * CLOSER ** np.arange(-2, count + 3))
+
+
+def _within(lrs: Array, rates: NDArray[Any]) -> list[float]:
+    """Rates in three digits, none outside of those that were asked for."""
+    ends = lrs[0], lrs[-1]
+    return sorted({float(np.clip(float(f"{rate:.3g}"), *ends)) for rate in rates})
 
 
 def _best(
@@ -310,13 +324,13 @@ def _best(
     sound = last.groupby("lr").filter(lambda one: bool(one[of].notna().all()))
     if sound.empty:
         return None, None, "Every rate that was checked diverged from some seed."
-    means = sound.groupby("lr")[[of, "train_loss"]].mean()
+    means = sound.groupby("lr")[of].mean()
     sign = 1.0 if metric is not None and metric.higher_is_better else -1.0
-    top = (sign * means[of]).max()
+    top = (sign * means).max()
     margin = near if metric is not None and metric.percent else near * abs(top)
     if metric is None:
         margin = 10 * margin  # a training loss tells less, by its last batches
-    good = means.index[sign * means[of] >= top - margin - 1e-12]
+    good = means.index[sign * means >= top - margin - 1e-12]
     low, high = float(good.min()), float(good.max())
     name = "training loss" if metric is None else f"validation {metric.name}"
     reason = (
@@ -377,5 +391,7 @@ def _borrowed(
         if loss not in LOSSES:
             raise TuneError("loss", f"there is no {loss!r}; choose from {', '.join(LOSSES)}")
         loss = LOSSES[loss].of
+    if not callable(loss):
+        raise TuneError("loss", f"must be a name or a function, got {loss!r}")
     name = type(optimizer).__name__
     return Borrowed(model, optimizer, loss, data), name, widest(name)
