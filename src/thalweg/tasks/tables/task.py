@@ -159,13 +159,26 @@ def table(
 
     if not ways:
         return build({})
-    tasks: dict[str, Task] = {
+    tasks = {
         way: build({n: way for n, chosen in ways.items() if way in chosen})
         for way in dict.fromkeys(w for chosen in ways.values() for w in chosen)
     }
-    first = next(iter(tasks))
-    tasks[first] = replace(tasks[first], encodings=tasks)
-    return tasks[first]  # type: ignore[return-value]
+    told = _said_of_which(tasks)
+    every: dict[str, Task] = {**told}
+    first = next(iter(told))
+    every[first] = task = replace(told[first], encodings=every)
+    return task
+
+
+def _said_of_which(tasks: Mapping[str, TableTask]) -> dict[str, TableTask]:
+    """The same, whose notes that are not true of all encodings say of which."""
+    true = set.intersection(*(set(task.notes) for task in tasks.values()))
+    return {
+        way: replace(
+            task, notes=tuple(n if n in true else f"With {way} encoding: {n}" for n in task.notes)
+        )
+        for way, task in tasks.items()
+    }
 
 
 def _as_classes(name: str) -> str:
