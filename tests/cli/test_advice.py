@@ -40,6 +40,8 @@ def test_whole_numbers_are_said_to_be_classes(here, run):
         (["junk.npz"], "write it anew by numpy.savez(path, x=x, y=y)"),
         (["nonsense"], "tables (FILE.csv), images (mnist, fashion_mnist, cifar10)"),
         (["noending"], "'noending' is a file whose name has no ending"),
+        (["one.npy"], "save both in one file by numpy.savez('one.npz', x=x, y=y)"),
+        (["data.csv", "--target", "a", "--losses", "cross_entropy,mse"], "classes by --nominal a"),
         (["."], "'.' is a folder; give a file"),
         (["data.csv", "--target", "kind"], "'rare' is in line 2"),
         (["data.csv", "--target", "b", "--group", "c"], "no value in line 3; fill it in, or leave"),
@@ -50,6 +52,7 @@ def test_names_and_tables(typed, said, here, run):
     frame["kind"] = ["rare", *"xy" * 29, "x"]
     frame["c"] = ["u", None, *"vwxyz" * 11, "u", "u", "u"]
     frame.to_csv("data.csv", index=False)
+    np.save("one.npy", X)
     (here / "junk.npz").write_text("junk")
     (here / "noending").write_text("a,b\n1,2\n")
     code, _, error = run("study", *typed, *QUICK)
@@ -70,3 +73,16 @@ def test_rows_without_a_target_are_left_out_and_not_filled_in(here, run):
     code, _, error = run("predict", "data", "bad.csv")
     assert code == 2
     assert "Invalid value for ROWS" in error
+
+
+def test_new_rows_are_told_of_no_option_that_predict_lacks(here, run):
+    frame = pd.DataFrame({"size": list("SML") * 20, "w": X[:, 0], "y": X[:, 1]})
+    frame.to_csv("data.csv", index=False)
+    own = ["--target", "y", "--ordinal", "size=S<M<L"]
+    assert run("study", "data.csv", *own, *QUICK)[0] == 0
+    for column, value in (("size", "XXL"), ("w", "inf")):
+        frame.head(3).astype({column: object}).assign(**{column: value}).to_csv("new.csv")
+        code, out, error = run("predict", "data", "new.csv")
+        assert (code, out) == (2, "")
+        assert "correct it or leave it empty" in error
+        assert "--" not in error

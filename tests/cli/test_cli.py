@@ -91,13 +91,39 @@ def test_a_bad_value_in_a_process_of_its_own(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_report_that_cannot_be_written_loses_nothing(tmp_path):
-    (tmp_path / "file").write_text("")
-    done = thalweg("study", "digits", *QUICK, "--out", "file/report.html", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--out: cannot write file/report.html" in done.stderr
-    assert "thalweg.db" in done.stderr
-    with sqlite3.connect(tmp_path / "thalweg.db") as connection:
+@pytest.mark.parametrize("path", ["file/a.html", "/proc/x/y.html", "/dev/null", "a" * 300])
+@pytest.mark.parametrize("command", ["study", "study --model", "lr", "batch", "predict digits"])
+def test_a_path_that_cannot_be_written_is_refused_first(command, path, here, run):
+    (here / "file").write_text("kept")
+    command, *more = command.split()
+    option = next((word for word in more if word.startswith("--")), "--out")
+    rest = [word for word in more if word != option]
+    code, out, error = run(command, *rest, "digits", option, path)
+    assert (code, out) == (2, "")
+    assert error.startswith(f"thalweg: Invalid value for {option}: ")
+    assert path in error
+    assert error.count("\n") == 1
+    assert [p.name for p in here.iterdir()] == ["file"]
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_path_in_folders_that_are_not_there_yet_leaves_none(here, run):
+    code, _, error = run("study", "nonsense", "--out", "a/b/c.html")
+    assert code == 2
+    assert "no task" in error
+    assert list(here.iterdir()) == []
+
+
+def test_a_report_that_can_no_longer_be_written_loses_nothing(here, run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("thalweg.studies.StudyResult.report", full)
+    code, _, error = run("study", "digits", *QUICK, "--out", "report.html")
+    assert code == 2
+    assert "--out: cannot write report.html (No space left on device)" in error
+    assert "thalweg.db" in error
+    with sqlite3.connect(here / "thalweg.db") as connection:
         assert connection.execute("select count(*) from outcomes").fetchone() == (8,)
 
 

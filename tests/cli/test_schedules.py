@@ -76,5 +76,5 @@ def test_a_path_that_cannot_be_written(here, run):
     (here / "file").write_text("kept")
     code, out, error = run("schedules", "step", "--out", "file/a.html")
     assert (code, out) == (2, "")
-    assert "--out: file/a.html cannot be written" in error
+    assert "--out: cannot write file/a.html" in error
     assert (here / "file").read_text() == "kept"

@@ -1,6 +1,7 @@
 """The analysis on records made by hand, whose answers are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -243,3 +244,12 @@ def test_a_target_is_reached_whichever_way_float32_rounds_it():
 def test_an_interval_of_shares_ends_where_shares_do():
     found = thalweg.study("wine", ["sgd"], lr=[0.1], seeds=2, epochs=1).trials.iloc[0]
     assert 0 <= found["low"] < found["test_metric"] < found["high"] <= 1
+
+
+def test_an_interval_of_an_error_ends_at_0_and_has_a_true_minus():
+    results = {"adam": {0.1: [1.0, 40.0]}, "sgd": {0.1: [60.0, 61.0]}}
+    found = run(results, metric=ERROR)
+    assert found.trials["low"].tolist()[0] == 0
+    assert "95 % interval 0 to 268.3" in found.verdict
+    score = replace(ERROR, name="score", nonnegative=False)
+    assert "95 % interval −227.3 to 268.3" in run(results, metric=score).verdict

@@ -123,6 +123,15 @@ def test_encodings_are_the_same_rows():
     assert len(set(zip(ranks.tolist(), hots.tolist(), strict=True))) == int(hots.max()) + 1
 
 
+def test_notes_say_of_which_encoding_they_are():
+    task = _of(_people(), encodings=["onehot", "ordinal"])
+    for way, filled in (("onehot", "a category of its own"), ("ordinal", "the commonest of the")):
+        notes = task.encodings[way].notes
+        said = f"With {way} encoding: 10 rows have no value of 'colour', taken as {filled}"
+        assert sum(note.startswith(said) for note in notes) == 1
+        assert any(note.startswith("1 row has no value of 'age'") for note in notes)
+
+
 def test_encodings_of_one_column():
     task = _of(_people(), encodings=["size=ordinal,onehot"], drop=["age", "member", "since"])
     assert list(task.encodings) == ["ordinal", "onehot"]

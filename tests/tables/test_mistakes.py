@@ -90,6 +90,21 @@ def test_a_column_of_numbers_with_something_else(tmp_path):
     assert table(path, "y", nominal=["a"]).columns[0].kind == "nominal"
 
 
+def test_text_with_numbers_among_it_is_pointed_out(tmp_path):
+    cells = [[str(i % 3) if i % 5 < 2 else "few", b, y] for i, (_, b, y) in enumerate(rows())]
+    path = write(tmp_path / "t.csv", cells)
+    column = table(path, "y").columns[0]
+    assert column.kind == "nominal"
+    assert re.fullmatch(
+        r"text, but \d\d % are numbers: correct the rest \('few'\) if all should be, or give "
+        "--nominal a",
+        column.why,
+    )
+    assert table(path, "y", nominal=["a"]).columns[0].why == "--nominal"
+    cells = [["few" if i % 9 else "a lot", b, y] for i, (_, b, y) in enumerate(rows())]
+    assert table(write(tmp_path / "u.csv", cells), "y").columns[0].why == "text"
+
+
 def test_decimal_commas(tmp_path):
     cells = [[a.replace(".", ","), b, y] for a, b, y in rows()]
     path = write(tmp_path / "t.csv", cells, delimiter=";")

@@ -126,6 +126,8 @@ def test_the_files_made_here_are_those_that_numpy_reads(tmp_path):
 
 # Formats.
 
+X, Y = drawn(3, (3, 32, 32))
+
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_idx(tmp_path, zipped):
@@ -185,6 +187,36 @@ def test_cifar(tmp_path, binary):
     np.testing.assert_array_equal(y, made[2][1])
 
 
+def test_a_pickle_of_python_3_by_protocol_2(tmp_path):
+    """Which writes bytes as text to be encoded."""
+    path = tmp_path / "data_batch_1"
+    content = {b"data": X.reshape(3, -1), b"labels": Y.tolist(), b"filenames": [b"a.png"]}
+    path.write_bytes(pickle.dumps(content, 2))
+    assert b"_codecs\nencode" in path.read_bytes()
+    x, y = read_cifar(path)
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.", "no text in latin1"),
+        (b"c_codecs\nencode\n(C\x01aX\x06\x00\x00\x00latin1tR.", "no text in latin1"),
+        (b"c_codecs\nencode\n(X\x01\x00\x00\x00atR.", "is not read"),
+        (b"c_codecs\ndecode\n(C\x01aX\x06\x00\x00\x00latin1tR.", "it asks for _codecs.decode"),
+        (b"ccodecs\nencode\n(X\x01\x00\x00\x00aX\x06\x00\x00\x00latin1tR.", "asks for codecs"),
+        (b"c_codecs\nlookup\n(X\x06\x00\x00\x00latin1tR.", "it asks for _codecs.lookup"),
+        (b"\x80\x04\x8c\x07_codecs\x8c\x12encode.__globals__\x93.", "it asks for _codecs.encode._"),
+    ],
+)
+def test_no_other_encoding_is_called(tmp_path, content, words):
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(content)
+    with pytest.raises(TaskError, match=words):
+        read_cifar(path)
+
+
 def test_a_pickle_that_names_anything_else_is_refused_and_not_run(tmp_path):
     witness, path = tmp_path / "witness", tmp_path / "data_batch_1"
 
@@ -207,7 +239,6 @@ def test_a_pickle_that_names_anything_else_is_refused_and_not_run(tmp_path):
     assert not witness.exists()
 
 
-X, Y = drawn(3, (3, 32, 32))
 WHOLE = pickled(batch(X, Y))
 
 

@@ -63,6 +63,8 @@ def test_a_function_in_a_file(folder):
     module = task.model()
     assert torch.equal(pickle.loads(pickle.dumps(module)).weight, module.weight)
     assert load(f"{path}:named").name == "mine"
+    other = write(folder, "two.py", GOOD + "def wide():\n    return task()\n")
+    assert load(f"{other}:wide").name == load(f"{other}:wide").title == "two-wide"
     assert load(f"{path}:task").fingerprint == task.fingerprint
     path.write_text(GOOD.replace("x[:, :2]", "-x[:, :2]"))
     assert load_module(f"{path}:task").fingerprint != task.fingerprint

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
-from thalweg.cli.training import Line, compiling, keep_memory, leaving_at_once, names, refuse
+from thalweg.cli.training import (
+    Line,
+    compiling,
+    keep_memory,
+    leaving_at_once,
+    names,
+    refuse,
+    refuse_unwritable,
+)
 
 if TYPE_CHECKING:
     from thalweg.tune import BatchSizes
@@ -58,8 +66,7 @@ def batch(
     ] = False,
 ) -> None:
     """Say which batch size to use here, and why."""
-    if out is not None and out.is_dir():
-        refuse("--out", f"{out} is a folder; give the path of a file")
+    refuse_unwritable("--out", out or Path("thalweg-batch-TASK.html"))
     chosen = _sizes(sizes)
     keep_memory()
     with leaving_at_once():
@@ -183,7 +190,7 @@ def _write(out: Path, found: "BatchSizes") -> None:
             text = page(f"Batch size for {found.task}", found.why, parts)
             file.write_text(text, encoding="utf-8")
     except OSError as error:
-        refuse("--out", f"{out} cannot be written: {error.strerror}")
+        refuse("--out", f"cannot write {out} ({error.strerror})")
 
 
 def _plain(found: "BatchSizes") -> dict[str, Any]:

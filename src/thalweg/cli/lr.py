@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
-from thalweg.cli.training import compiling, keep_memory, leaving_at_once, names, refuse
+from thalweg.cli.training import (
+    compiling,
+    keep_memory,
+    leaving_at_once,
+    names,
+    refuse,
+    refuse_unwritable,
+)
 
 if TYPE_CHECKING:
     from thalweg.tune import LRRange
@@ -61,8 +68,7 @@ def lr(
 
     Ends with 1 if there is no rate to suggest.
     """
-    if out is not None and out.is_dir():
-        refuse("--out", f"{out} is a folder; give the path of a file")
+    refuse_unwritable("--out", out or Path("thalweg-lr-TASK.html"))
     keep_memory()
     with leaving_at_once():
         import thalweg
@@ -199,7 +205,7 @@ def _write(out: Path, found: "list[LRRange]") -> None:
             text = page(f"Learning rate for {found[0].task}", lead, parts)
             file.write_text(text, encoding="utf-8")
     except OSError as error:
-        refuse("--out", f"{out} cannot be written: {error.strerror}")
+        refuse("--out", f"cannot write {out} ({error.strerror})")
 
 
 def _plain(one: "LRRange") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from thalweg.cli.data import option_of
+from thalweg.cli.training import refuse, refuse_unwritable
 from thalweg.files import whole
 
 __all__ = ["predict"]
@@ -30,6 +31,8 @@ def predict(
     ] = "utf-8",
 ) -> None:
     """Predict the target of new rows with the network that a study of a table found best."""
+    if out is not None:
+        refuse_unwritable("--out", out)
     import thalweg
 
     named = Path(f"thalweg-{model}.model")
@@ -47,7 +50,5 @@ def predict(
         with whole(out) as file:
             found.to_csv(file, index=False)
     except OSError as error:
-        raise typer.BadParameter(
-            f"cannot write {out} ({error.strerror})", param_hint="--out"
-        ) from None
+        refuse("--out", f"cannot write {out} ({error.strerror})")
     print(f"Predictions: {out}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thalweg.cli.training import refuse, refuse_unwritable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -42,8 +44,7 @@ def schedules(
 
     if not (math.isfinite(lr) and lr > 0):
         raise typer.BadParameter(f"must be a number above 0, got {lr:g}", param_hint="--lr")
-    if out.is_dir():
-        raise typer.BadParameter(f"{out} is a folder; give the path of a file", param_hint="--out")
+    refuse_unwritable("--out", out)
     everything = (*SCHEDULES, COMPOSED) if steps > 1 else SCHEDULES
     try:
         chosen = {name: parse(name, steps, steps_per_epoch) for name in names or everything}
@@ -87,9 +88,7 @@ def _draw(factors: "pd.DataFrame", together: bool, steps: int, lr: float, out: P
                 page("Learning-rate schedules", caption, [("", "", figure)]), encoding="utf-8"
             )
     except OSError as error:
-        raise typer.BadParameter(
-            f"{out} cannot be written: {error.strerror}", param_hint="--out"
-        ) from None
+        refuse("--out", f"cannot write {out} ({error.strerror})")
 
 
 def _meaning(name: str) -> str:

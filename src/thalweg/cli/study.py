@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, sentence, takes_data
-from thalweg.cli.training import Line, compiling, keep_memory, leaving_at_once, names, refuse
+from thalweg.cli.training import (
+    Line,
+    compiling,
+    keep_memory,
+    leaving_at_once,
+    names,
+    refuse,
+    refuse_unwritable,
+)
 
 if TYPE_CHECKING:
     from thalweg.studies import Progress, StudyResult
@@ -107,9 +115,8 @@ def study(
     ] = False,
 ) -> None:
     """Train a task with several optimizers, learning rates and seeds; say which is best."""
-    for option, path in (("--out", out), ("--model", model)):
-        if path is not None and path.is_dir():
-            refuse(option, f"{path} is a folder; give the path of a file")
+    refuse_unwritable("--out", out or Path("thalweg-NAME.html"))
+    refuse_unwritable("--model", model or Path("thalweg-NAME.model"))
     keep_memory()
     with leaving_at_once():
         import thalweg  # torch and what builds on it take seconds to import

@@ -1,11 +1,13 @@
-"""What all commands that train share."""
+"""What commands share, those that train above all."""
 
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -13,7 +15,15 @@ import typer
 if TYPE_CHECKING:
     from thalweg.studies import Progress
 
-__all__ = ["Line", "compiling", "keep_memory", "leaving_at_once", "names", "refuse"]
+__all__ = [
+    "Line",
+    "compiling",
+    "keep_memory",
+    "leaving_at_once",
+    "names",
+    "refuse",
+    "refuse_unwritable",
+]
 
 
 @contextmanager
@@ -72,6 +82,28 @@ def names(text: str | None) -> list[str] | None:
 def refuse(option: str, problem: str) -> NoReturn:
     """End with one line that names the option."""
     raise typer.BadParameter(problem, param_hint=option)
+
+
+def refuse_unwritable(option: str, path: Path) -> None:
+    """End unless a file can be made there, and its folder; nothing is left behind.
+
+    For before work that would be in vain.
+    """
+    try:
+        if path.is_dir():
+            refuse(option, f"{path} is a folder; give the path of a file")
+        if path.exists() and not path.is_file():  # a device, which a file would take the place of
+            refuse(option, f"{path} is no ordinary file; give the path of one")
+        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        # As `thalweg.files.whole` will, because permissions alone do not tell.
+        handle, name = tempfile.mkstemp(dir=there, prefix=f".{path.name}.")
+    except OSError as error:
+        refuse(
+            option,
+            f"cannot write {path} ({error.strerror}); give the path of a file that can be made",
+        )
+    os.close(handle)
+    os.unlink(name)
 
 
 class Line(AbstractContextManager[Any]):

@@ -42,7 +42,7 @@ def metric_text(result: StudyResult, value: float) -> str:
     """A value of the metric: per cent with one decimal, or four digits; a dash for none."""
     if math.isnan(value):
         return "–"
-    return f"{100 * value:.1f} %" if result.task.percent else f"{value:.4g}"
+    return _bare(result, value) + (" %" if result.task.percent else "")
 
 
 def target_text(result: StudyResult) -> str:
@@ -253,7 +253,8 @@ def _interval(result: StudyResult, row: "pd.Series[Any]") -> str:
 
 
 def _bare(result: StudyResult, value: float) -> str:
-    return f"{100 * value:.1f}" if result.task.percent else f"{value:.4g}"
+    text = f"{100 * value:.1f}" if result.task.percent else f"{value:.4g}"
+    return text.replace("-", "−")
 
 
 def _or_dash(value: float) -> str:

@@ -92,9 +92,8 @@ def _trials(
             done = mine[mine["outcome"] == "completed"]
             test = interval(done["test_metric"])
             # Student's t knows nothing of the ends of a scale.
-            low, high = np.clip(
-                [test.low, test.high], *((0, 1) if metric.percent else (None, None))
-            )
+            least = 0 if metric.percent or metric.nonnegative else None
+            low, high = np.clip([test.low, test.high], least, 1 if metric.percent else None)
             rows.append(
                 {
                     **arm.columns,

@@ -10,7 +10,7 @@ import numpy as np
 from thalweg.errors import ArgumentError
 from thalweg.schedules import Schedule
 from thalweg.tasks import Task
-from thalweg.tasks.losses import LOSSES, Loss, as_loss
+from thalweg.tasks.losses import LOSSES, Loss
 from thalweg.tasks.split import TaskError
 
 __all__ = [
@@ -103,7 +103,7 @@ def _losses(task: Task, asked: Losses | None) -> dict[str, Loss | None]:
         if not isinstance(one, str | Loss) and not callable(one):
             raise StudyError("losses", f"must be names or functions, got {one!r}")
         try:
-            loss = as_loss(one, task.train.y)
+            loss = task.loss_of(one)
         except TaskError as error:
             raise StudyError("losses", error.problem) from None
         before = found.setdefault(loss.name, loss)

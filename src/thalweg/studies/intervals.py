@@ -73,11 +73,10 @@ def interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
 
 def shown(metric: Metric, *values: float) -> str:
     """Values of a metric in a sentence: "96.0 to 97.6 %"."""
-    if metric.percent:
-        return " to ".join(f"{100 * v:.1f}" for v in values) + " %"
-    return " to ".join(f"{v:.4g}" for v in values)
+    return points(metric, *values) + (" %" if metric.percent else "")
 
 
 def points(metric: Metric, *values: float) -> str:
     """Differences of a metric likewise, without a unit: "12.3 to 14.5"."""
-    return " to ".join(f"{100 * v:.1f}" if metric.percent else f"{v:.4g}" for v in values)
+    texts = (f"{100 * v:.1f}" if metric.percent else f"{v:.4g}" for v in values)
+    return " to ".join(texts).replace("-", "−")  # as tables have it

@@ -295,6 +295,13 @@ class _Kind:
         """Byte order and the like, of which bytes have none."""
 
 
+def _encode(text: Any, encoding: Any) -> bytes:
+    """How Python 3 writes bytes where the protocol has none."""
+    if type(text) is not str or type(encoding) is not str or encoding != "latin1":
+        raise pickle.UnpicklingError("bytes that are no text in latin1")
+    return text.encode("latin1")
+
+
 def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
@@ -305,6 +312,7 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Stand-ins, so that not even NumPy's own functions are called by what a file says."""
         known = {
+            ("_codecs", "encode"): _encode,
             ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy", "ndarray"): _Array,

@@ -28,6 +28,12 @@ def load(text: str) -> Task:
     path, suffix = Path(text), Path(text).suffix.lower()
     if suffix == ".npz":
         return npz_task(path)
+    if suffix == ".npy":
+        raise TaskError(
+            "task",
+            f"{text} is one array, and a task needs inputs and targets; save both in one file by "
+            f"numpy.savez({path.stem + '.npz'!r}, x=x, y=y)",
+        )
     if is_table(text):
         raise TaskError(
             "task",

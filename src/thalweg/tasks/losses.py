@@ -62,12 +62,23 @@ def _chosen(name: str, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _check_classes(name: str, outputs: Tensor, y: Tensor) -> None:
     if y.is_floating_point():
         raise TaskError("loss", _not_indices(name, y))
+    if outputs.shape[-1] == 1 and y.shape in (outputs.shape, outputs.shape[:-1]):
+        of_numbers = "targets.float()" + (".unsqueeze(-1)" if y.shape != outputs.shape else "")
+        take = f"give {of_numbers}" if _KINDS[name].numbers else f"take mse and {of_numbers}"
+        raise TaskError(
+            "loss",
+            f"{name} chooses between classes, but the model has one output a sample, "
+            f"{tuple(outputs.shape)}; for a regression {take}, for targets that are 0 or 1 "
+            f"take bce",
+        )
     if outputs.shape[:-1] != y.shape:
         mend = (
             "; take the targets' last dimension away by targets.squeeze(-1)"
             if y.shape[-1:] == (1,) and outputs.shape[:-1] == y.shape[:-1]
             else "; move the classes to the last dimension by outputs.movedim(1, -1)"
             if outputs.ndim > 2 and (len(outputs), *outputs.shape[2:]) == y.shape
+            else f"; turn one-hot vectors to class indices by {_INDICES}"
+            if outputs.shape == y.shape
             else ""
         )
         raise TaskError(
@@ -76,20 +87,22 @@ def _check_classes(name: str, outputs: Tensor, y: Tensor) -> None:
             f"classes), a number for every class; the targets are {tuple(y.shape)} and the outputs "
             f"{tuple(outputs.shape)}{mend}",
         )
-    if outputs.shape[-1] == 1:
-        raise TaskError(
-            "loss",
-            f"{name} chooses between classes, but the model has one output a sample, "
-            f"{tuple(outputs.shape)}; take bce for targets that are 0 or 1, or make the targets "
-            f"floating point for a regression",
-        )
 
 
-def _not_indices(name: str, y: Tensor) -> str:
+_INDICES = "targets.argmax(-1)"
+
+
+def _not_indices(name: str, y: Tensor, otherwise: str = "") -> str:
+    """Why a loss does not take these targets; ``otherwise`` says how they become classes."""
+    mend = (
+        f"turn one-hot vectors to class indices by {_INDICES}"
+        if y.ndim > 1 and y.shape[-1] > 1
+        else "turn class indices to integers by targets.long()"
+    )
     return (
         f"{name} takes integer class indices as targets, and these are "
-        f"{str(y.dtype).removeprefix('torch.')}; for these take {_listed(_REGRESSION)}, or turn "
-        f"class indices to integers by targets.long()"
+        f"{str(y.dtype).removeprefix('torch.')}; for these take {_listed(_REGRESSION)}, or "
+        f"{otherwise or mend}"
     )
 
 
@@ -316,13 +329,16 @@ _REGRESSION = [name for name, kind in _KINDS.items() if kind.numbers]
 LOSSES: dict[str, Loss] = {name: kind.loss(name) for name, kind in _KINDS.items()}
 
 
-def as_loss(given: str | Loss | Callable[[Any, Any], Tensor] | None, targets: Any) -> Loss:
+def as_loss(
+    given: str | Loss | Callable[[Any, Any], Tensor] | None, targets: Any, otherwise: str = ""
+) -> Loss:
     """The loss that a person means.
 
     Args:
         given: name, with ``=value`` for one with a parameter (``focal=1.5``); a function or a
             loss; None for the usual one of these targets.
         targets: of the training data.
+        otherwise: how a person makes classes of numbers, where it is not by tensors.
 
     Raises:
         TaskError: if there is none of that name, or it does not take this value or such targets.
@@ -351,7 +367,7 @@ def as_loss(given: str | Loss | Callable[[Any, Any], Tensor] | None, targets: An
     kind = _KINDS[name]
     value = _value(given, kind, typed) if equals else None
     if numbers and not kind.numbers:
-        raise TaskError("loss", _not_indices(name, targets))
+        raise TaskError("loss", _not_indices(name, targets, otherwise))
     if kind.of is bce:
         _check_binary(targets)
     return kind.loss(name, value)

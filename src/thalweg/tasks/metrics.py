@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -25,6 +25,7 @@ class Metric:
         percent: whether it is a fraction, to be printed in per cent.
         mean: whether it is a mean over samples, so that parts of a large set may be measured
             apart, which is faster. False is always right.
+        nonnegative: whether it is never below 0, where intervals then end.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Metric:
     higher_is_better: bool = True
     percent: bool = False
     mean: bool = False
+    nonnegative: bool = False
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def mse(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 ACCURACY = Metric("accuracy", accuracy, percent=True, mean=True)
-ERROR = Metric("mean absolute error", mae, higher_is_better=False, mean=True)
+ERROR = Metric("mean absolute error", mae, higher_is_better=False, mean=True, nonnegative=True)
 
 # A function of whose name one of these is a part.
 _ERRORS = {
@@ -102,7 +104,7 @@ _WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 METRICS: dict[str, Metric] = {
     "accuracy": ACCURACY,
     "mae": ERROR,
-    "mse": Metric("mean squared error", mse, higher_is_better=False, mean=True),
+    "mse": replace(ERROR, name="mean squared error", of=mse),
 }
 
 

@@ -23,7 +23,8 @@ def load_module(text: str) -> Task:
     """The task that a function in a Python file gives: ``my_module.py:task``.
 
     The file is run anew at every call, with what lies beside it importable. It stays in
-    `sys.modules`, so that its classes can be pickled.
+    `sys.modules`, so that its classes can be pickled. A task without a name gets that of the file,
+    or ``my_module-function`` of any other function than ``task``.
 
     Args:
         text: path of the file, a colon and the name of a function without arguments, or of a
@@ -42,8 +43,8 @@ def load_module(text: str) -> Task:
             found = _call(path, name, found)
     if found.name != "task":
         return found
-    title = path.stem if found.title == "task" else found.title
-    return replace(found, name=path.stem, title=title)
+    named = path.stem if name == "task" else f"{path.stem}-{name}"  # or reports would have one path
+    return replace(found, name=named, title=named if found.title == "task" else found.title)
 
 
 def _parts(text: str) -> tuple[Path, str]:

@@ -107,6 +107,14 @@ class Task:
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 
+    def loss_of(self, given: "str | Loss | Callable[[Any, Any], Tensor] | None") -> Loss:
+        """The loss that a person means, for these targets.
+
+        Raises:
+            TaskError: if there is none of that name, or it does not take such targets.
+        """
+        return as_loss(given, self.train.y)
+
     def with_loss(self, loss: "str | Loss | Callable[[Any, Any], Tensor]") -> "Task":
         """The same with another loss.
 

@@ -20,6 +20,8 @@ MANY = 100  # levels of a column beyond which they are looked up and not written
 # Fewer rows than these are like an identifier or a row number by chance.
 ROWS_TO_TELL = 10
 UNIQUE = 0.9
+# Of text that has numbers in this share of its rows, a person may have meant numbers.
+NUMBERS_TO_TELL = 0.1
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def describe(
         return _numeric(name, read, np.sort(rows), name in declared.numeric, missing)
     assert read.labels is not None
     codes = read.labels.codes[known]
-    present = np.unique(codes)
+    present, counts = np.unique(codes, return_counts=True)
     names = [str(read.labels.categories[c]) for c in present]
     order = declared.ordinal.get(name) or read.order
     chosen = name in declared.nominal or bool(order)
@@ -121,7 +123,8 @@ def describe(
         why = f"--ordinal: {' < '.join(order)}" if name in declared.ordinal else "it has an order"
         levels, kind = order, "ordinal"
     else:
-        why, kind = ("--nominal" if name in declared.nominal else "text"), "nominal"
+        why = "--nominal" if name in declared.nominal else _text(name, names, counts)
+        kind = "nominal"
         levels = sorted_labels(names)
     way = encoding or ("ordinal" if kind == "ordinal" else "onehot")
     way = "lookup" if way == "onehot" and len(levels) > MANY else way
@@ -133,6 +136,21 @@ def describe(
         missing=missing,
         treatment=_treatment(way, missing),
         encoding=way,
+    )
+
+
+def _text(name: str, names: list[str], counts: NDArray[np.int64]) -> str:
+    """Why a column is no numbers, and what to do if many of its values are."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(pd.Series(names, dtype=object), errors="coerce").notna().to_numpy()
+    share = counts[numbers].sum() / counts.sum()
+    if not NUMBERS_TO_TELL <= share < 1:
+        return "text"
+    other = names[int(np.argmax(np.where(numbers, 0, counts)))]
+    return (
+        f"text, but {100 * share:.0f} % are numbers: correct the rest ({other!r:.40}) if all "
+        f"should be, or give --nominal {quoted(name)}"
     )
 
 

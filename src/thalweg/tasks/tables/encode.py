@@ -157,11 +157,12 @@ def check_orders(table: Table, features: Sequence[Column], found: Mapping[str, V
         outside = ~np.append(labels.categories.isin(feature.levels), True)[labels.codes]
         if outside.any():
             row = int(np.argmax(outside))
+            add = "add it to --ordinal, or " if table.argument != "data" else ""  # as of new rows
             raise TaskError(
                 table.argument,
                 f"column {feature.name!r} of {table.name} has {str(labels[row])!r:.60} in "
                 f"{table.place(row)}, which is not in its order "
-                f"{' < '.join(feature.levels)}; add it to --ordinal, or correct it",
+                f"{' < '.join(feature.levels)}; {add}correct it or leave it empty",
             )
 
 

@@ -50,7 +50,7 @@ class Table:
 def is_table(text: str) -> bool:
     """Whether what a person types for a task is meant as the path of a table, by its ending."""
     ending = Path(text).suffix.lower()
-    return ending not in ("", ".npz") and ending.partition(":")[0] != ".py"
+    return ending not in ("", ".npz", ".npy") and ending.partition(":")[0] != ".py"
 
 
 def read(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.tasks.losses import Loss
+from thalweg.tasks.losses import Loss, as_loss
 from thalweg.tasks.metrics import ERROR, Metric
 from thalweg.tasks.split import Split, TaskError
 from thalweg.tasks.tables.columns import Column
@@ -17,7 +17,7 @@ from thalweg.tasks.tables.network import network
 from thalweg.tasks.tables.options import Declared, Orders, encodings_of, orders
 from thalweg.tasks.tables.predictor import Predictor
 from thalweg.tasks.tables.prepare import Prepared, features_of, listed, prepare
-from thalweg.tasks.tables.read import Data
+from thalweg.tasks.tables.read import Data, quoted
 from thalweg.tasks.tables.target import Target
 from thalweg.tasks.tables.values import Values
 from thalweg.tasks.task import Task
@@ -54,6 +54,10 @@ class TableTask(Task):
         own = {"columns": columns, "encoder": encoder, "answer": answer, "hidden": hidden}
         for field, value in own.items():
             object.__setattr__(self, field, value)
+
+    def loss_of(self, given: str | Loss | Callable[[Any, Any], Tensor] | None) -> Loss:
+        """As of any task; classes are made of numbers by an option."""
+        return as_loss(given, self.train.y, _as_classes(self.answer.name))
 
     def predictor(self, weights: Mapping[str, Tensor], **meta: Any) -> Predictor:
         """What predicts new rows.
@@ -145,7 +149,7 @@ def table(
             answer=found.answer,
             hidden=widths,
             model=partial(network, encoder.dense, sum(encoder.levels), widths, outputs),
-            loss=loss,
+            loss=as_loss(loss, parts["train"].y, _as_classes(found.answer.name)),
             metric=metric if metric is not None else _metric(found.answer),
             name=short,
             title=title,
@@ -155,13 +159,30 @@ def table(
 
     if not ways:
         return build({})
-    tasks: dict[str, Task] = {
+    tasks = {
         way: build({n: way for n, chosen in ways.items() if way in chosen})
         for way in dict.fromkeys(w for chosen in ways.values() for w in chosen)
     }
-    first = next(iter(tasks))
-    tasks[first] = replace(tasks[first], encodings=tasks)
-    return tasks[first]  # type: ignore[return-value]
+    told = _said_of_which(tasks)
+    every: dict[str, Task] = {**told}
+    first = next(iter(told))
+    every[first] = task = replace(told[first], encodings=every)
+    return task
+
+
+def _said_of_which(tasks: Mapping[str, TableTask]) -> dict[str, TableTask]:
+    """The same, whose notes that are not true of all encodings say of which."""
+    true = set.intersection(*(set(task.notes) for task in tasks.values()))
+    return {
+        way: replace(
+            task, notes=tuple(n if n in true else f"With {way} encoding: {n}" for n in task.notes)
+        )
+        for way, task in tasks.items()
+    }
+
+
+def _as_classes(name: str) -> str:
+    return f"take {name!r} as classes by --nominal {quoted(name)}"
 
 
 def _metric(answer: Target) -> Metric | None:

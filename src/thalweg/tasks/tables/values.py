@@ -286,10 +286,11 @@ def _finite(table: Table, name: str, numbers: NDArray[np.float64], argument: str
     infinite = np.isinf(numbers)
     if infinite.any():
         place = table.place(int(np.argmax(infinite)))
+        drop = "" if argument == "data" else f", or leave it out with --drop {quoted(name)}"
         raise TaskError(
             argument,
-            f"column {name!r} of {table.name} has an infinite number in {place}; correct it, leave "
-            f"it empty, or leave the column out with --drop {quoted(name)}",
+            f"column {name!r} of {table.name} has an infinite number in {place}; correct it or "
+            f"leave it empty{drop}",
         )
 
 
@@ -313,8 +314,10 @@ def _not(
 
 
 def _unusable(table: Table, name: str, what: str) -> TaskError:
+    mend = "give numbers or text" + (
+        "" if table.argument == "data" else f", or leave it out with --drop {quoted(name)}"
+    )
     return TaskError(
         table.argument,
-        f"column {name!r} of {table.name} has {what}, of which no numbers can be made; leave it "
-        f"out with --drop {quoted(name)}",
+        f"column {name!r} of {table.name} has {what}, of which no numbers can be made; {mend}",
     )
