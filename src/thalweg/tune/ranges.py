@@ -40,10 +40,9 @@ CHECK_SEEDS = 4
 CLOSER = 10**0.25
 EPOCHS = 30
 LONGER = 4
-# What is best for that long is still a little too large for longer: half a step of these rates
-# lower hit the good range of a full study more often, for 84 pairs of 90 where it was 78
-# (benchmarks/suggestions.py).
-LOWER = 10**-0.125
+# What is best for that long is still a little too large for longer: a little lower hits the good
+# range of a full study more often (benchmarks/suggestions.py).
+LOWER = 0.8
 NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
 CLOSE = 0.005  # likewise, the second time
 
@@ -160,7 +159,7 @@ def lr_range_test(
 
     Smith (2017), arXiv:1506.01186, section 3.3. A suggestion is then checked: rates around what the
     curve points at are each trained with from the start, those around the best of them again,
-    closer and longer, and a rate half a step below the middle of those that do best is suggested.
+    closer and longer, and a rate a little below the middle of those that do best is suggested.
 
     Args:
         task: what `thalweg.study` takes; or a module of one's own as it stands, with ``loss`` and
@@ -251,15 +250,15 @@ def _range(
     gone = np.sort(np.where(np.isfinite(ended), ended, np.inf))[(len(ended) - 1) // 2]
     diverged_at = float(lrs[int(gone)]) if np.isfinite(gone) else None
     curve = _metrics(lrs, looks)
-    bounds = (
-        turning(lrs, smoothed, False, uncertain)
-        if metric is None or curve.empty
-        else turning(
-            curve["lr"].to_numpy(),
-            smooth(curve["metric"].to_numpy()[None]),
-            metric.higher_is_better,
-        )
-    )
+    # Beyond that the few runs that are left tell little.
+    most = math.inf if diverged_at is None else diverged_at
+    if metric is None or curve.empty:
+        bounds = turning(lrs, np.where(lrs <= most, smoothed, np.nan), False, uncertain)
+    else:
+        values = smooth(curve["metric"].to_numpy()[None])
+        rates_seen = curve["lr"].to_numpy()
+        values = np.where(rates_seen <= most, values, np.nan)
+        bounds = turning(rates_seen, values, metric.higher_is_better)
     stages: list[pd.DataFrame] = []
     suggestion, interval = pointed.valley, None
     reason = "It is the valley of the curve of losses, and was not checked."
@@ -276,6 +275,8 @@ def _range(
             if interval is None:
                 break
             rates, margin = _closer(lrs, *interval), CLOSE
+    if suggestion is not None:
+        suggestion = float(np.clip(suggestion, lrs[0], lrs[-1]))
     return LRRange(
         optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds,
         pd.concat(stages) if stages else pd.DataFrame(columns=_CHECKED), suggestion, interval,
