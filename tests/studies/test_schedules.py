@@ -187,7 +187,7 @@ def test_a_record_from_before_there_were_schedules_is_taken_up(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "argument", "message"),
     [
-        ({"schedules": "cosine,nonsense"}, "schedules", "nonsense: there is no"),
+        ({"schedules": "cosine,nonsense"}, "schedules", "there is no schedule .nonsense."),
         ({"schedules": ","}, "schedules", "none given"),
         ({"schedules": "step:width=3"}, "schedules", "width"),
         ({"schedules": "cosine:steps=5"}, "schedules", "5"),

@@ -71,6 +71,7 @@ def batch(
     keep_memory()
     with leaving_at_once():
         import thalweg
+        from thalweg.errors import ArgumentError
         from thalweg.tune import batch_sizes
     try:
         with compiling():
@@ -90,7 +91,7 @@ def batch(
                     db=db,
                     progress=show,
                 )
-    except (thalweg.TaskError, thalweg.TuneError, thalweg.StudyError) as error:
+    except ArgumentError as error:
         options = {"target": "--target-metric", "optimizers": "--optimizer", "maximum": "--max"}
         refuse(options.get(error.argument, option_of(error.argument)), error.problem)
     out = Path(f"thalweg-batch-{given.name}.html") if out is None else out

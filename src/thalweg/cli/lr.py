@@ -72,6 +72,7 @@ def lr(
     keep_memory()
     with leaving_at_once():
         import thalweg
+        from thalweg.errors import ArgumentError
         from thalweg.tune import lr_range_test
     chosen = names(optimizers) or []
     if not chosen:
@@ -98,7 +99,7 @@ def lr(
                         device=device,
                     )
                 )
-    except (thalweg.TaskError, thalweg.TuneError) as error:
+    except ArgumentError as error:
         options = {"lr": "--low, --high", "optimizer": "--optimizers"}
         refuse(options.get(error.argument, option_of(error.argument)), error.problem)
     out = Path(f"thalweg-lr-{given.name}.html") if out is None else out

@@ -133,11 +133,17 @@ def _schedules(task: Task, asked: Schedules | None) -> dict[str, str | Schedule 
     for one in asked:
         if not isinstance(one, str | Schedule):
             raise StudyError("schedules", f"must be names or schedules, got {one!r}")
-        text = one if isinstance(one, str) else one.text
+        text = _tidy(one) if isinstance(one, str) else one.text
         found[text] = None if text == FIXED else one
     if not found:
         raise StudyError("schedules", "none given; `thalweg schedules` shows them all")
     return found
+
+
+def _tidy(text: str) -> str:
+    """A schedule as it is typed, its names as the registry has them."""
+    parts = [part.strip().partition(":") for part in text.split("+")]
+    return "+".join(name.lower().replace("-", "_") + mark + rest for name, mark, rest in parts)
 
 
 def _batch_sizes(task: Task, asked: BatchSizes | None) -> dict[int, int]:

@@ -257,7 +257,7 @@ def specify(
         for size in sizes
     }
     for variant in crossed.variants.values():
-        factors_of(variant, budgets[variant.batch_size])
+        _try_factors(variant, budgets[variant.batch_size])
     names = _optimizers(optimizers)
     if target is not None:
         target = _number("target", target)
@@ -303,7 +303,7 @@ def factors_of(variant: Variant, budget: Budget) -> Factors | None:
         if isinstance(given, str):
             return parse(given, budget.steps, budget.steps_per_epoch).hold()
     except ScheduleError as error:
-        raise StudyError("schedules", f"{given}: {error.problem}") from None
+        raise StudyError("schedules", error.problem) from None
     if given.steps is not None and given.steps < budget.steps:
         raise StudyError(
             "schedules",
@@ -311,6 +311,21 @@ def factors_of(variant: Variant, budget: Budget) -> Factors | None:
             f"longer, or add .hold()",
         )
     return given.hold()
+
+
+def _try_factors(variant: Variant, budget: Budget) -> None:
+    """Ask a schedule for all its factors, before anything is trained by them."""
+    factors = factors_of(variant, budget)
+    try:
+        found = None if factors is None else factors(np.arange(budget.steps))
+    except ScheduleError as error:
+        raise StudyError("schedules", error.problem) from None
+    if found is not None and (found < 0).any():
+        raise StudyError(
+            "schedules",
+            f"{variant.schedule} has a factor of {found.min():g} at step {int(found.argmin())}; "
+            f"a learning rate cannot be below 0",
+        )
 
 
 def _fingerprint(variant: Variant) -> str:

@@ -50,8 +50,8 @@ class BatchSizes:
             did; ``samples_per_second`` of one model trained alone, measured, and with it
             ``seconds_to_target`` and ``seconds_per_epoch``; and for the rules "linear" and "sqrt",
             from the rate of the reference size, ``linear_lr`` and ``linear_metric`` with
-            ``linear_low`` to ``linear_high``, likewise ``sqrt_``; NaN where that rate was not
-            tried, or no seed was trained at it to the end.
+            ``linear_low`` to ``linear_high``, likewise ``sqrt_``; NaN where no seed was trained at
+            it to the end.
         reference: the batch size that the rules start from.
         target: the validation metric that counts as trained.
         noise: the gradient noise scale within steps.
@@ -91,7 +91,8 @@ class BatchSizes:
             f"whose test {self.metric.name} seeds do not tell from the best.",
             f"The target is a validation {self.metric.name} of {goal}; steps are medians over "
             f"seeds. Seconds are those of one model trained alone on "
-            f"{self.study.environment['device']}, at the samples a second that were measured.",
+            f"{self.study.environment['device']}, at the samples a second that were measured then, "
+            f"with the machine as busy as it was.",
         ]
         if math.isfinite(critical.value):
             said = f"The critical batch size, from steps against samples, is {critical.value:.3g}"
@@ -103,8 +104,8 @@ class BatchSizes:
             )
         else:
             notes.append(
-                "Too few batch sizes reached the target to fit steps against samples: at least "
-                "three have to."
+                "The critical batch size cannot be told from steps against samples: at least three "
+                "batch sizes have to reach the target, some of them with more samples than others."
             )
         if math.isfinite(noise.value):
             said = f"The gradient noise scale, within steps, is {noise.value:.3g}"
@@ -220,7 +221,15 @@ def batch_sizes(
     reference = min(chosen, key=lambda size: abs(math.log(size / found.batch_size)))
     goal = result.spec.target if result.spec.target is not None else _reached_by_all(result)
     reached = _steps_to(result, entry.rule, goal, device)
-    table = _table(result, found.metric, reached, fit, reference)
+
+    def train_at(size: int, rate: float) -> "pd.Series[Any] | None":
+        """The trial of a rate that no batch size was given, or nothing if it diverged."""
+        at = study(
+            found, [optimizer], rate, result.spec.seeds, epochs, batch_size=size, device=device
+        ).trials.iloc[0]
+        return at if at["n"] else None
+
+    table = _table(result, reached, fit, reference, train_at)
     rate = float(table.set_index("batch_size")["lr"][reference])
     noise = noise_scale(
         found,
@@ -248,7 +257,8 @@ def _sizes(sizes: Sequence[int] | None, samples: int, fit: Fit) -> list[int]:
     if found[-1] > samples:
         raise TuneError("sizes", f"{found[-1]} is more than the {samples} training samples")
     if found[-1] > fit.size:
-        raise TuneError("sizes", f"{found[-1]} does not fit in memory; at most {fit.size} do")
+        why = "does not fit in memory" if fit.limit == "memory" else "is above the maximum"
+        raise TuneError("sizes", f"{found[-1]} {why}; give at most {fit.size}")
     return found
 
 
@@ -296,7 +306,11 @@ def _steps_to(result: StudyResult, rule: Rule, target: float, device: str) -> pd
 
 
 def _table(
-    result: StudyResult, metric: Metric, reached: pd.DataFrame, fit: Fit, reference: int
+    result: StudyResult,
+    reached: pd.DataFrame,
+    fit: Fit,
+    reference: int,
+    train_at: Callable[[int, float], "pd.Series[Any] | None"],
 ) -> pd.DataFrame:
     summary = result.summary.set_index("batch_size").sort_index()
     trials = result.trials
@@ -329,7 +343,7 @@ def _table(
             rate = start * (size / reference) ** power
             at = trials[(trials["batch_size"] == size) & (trials["n"] > 0)]
             near = at[(at["lr"] / rate).between(1 / SAME, SAME)]
-            one = near.iloc[0] if len(near) else None
+            one = near.iloc[0] if len(near) else train_at(int(size), rate)
             row[f"{rule}_lr"] = rate
             for column, of in (("metric", "test_metric"), ("low", "low"), ("high", "high")):
                 row[f"{rule}_{column}"] = math.nan if one is None else one[of]

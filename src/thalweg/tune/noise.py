@@ -38,6 +38,7 @@ COST = 0.05
 AT_LEAST = 5  # measurements, in a training too short for that
 BYTES = 24 << 20  # of copies of parameters, as in a study's chunks
 RESAMPLED = 400
+FAR = 10  # times beyond the batch sizes that were tried, where they tell nothing of a critical one
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,8 @@ class SampleCurve:
     """Steps against samples to a target, S = S_min (1 + B_crit / B).
 
     Attributes:
-        value: B_crit, the critical batch size, in samples; NaN where nothing can be fitted.
+        value: B_crit, the critical batch size, in samples; NaN where nothing can be fitted, or it
+            is so far from the batch sizes that they do not tell it.
         interval: 95 %, seeds resampled; low and high.
         steps: S_min, steps that no batch size can save.
         samples: E_min, samples that a batch of one sample needs.
@@ -285,6 +287,8 @@ def sample_curve(reached: pd.DataFrame) -> SampleCurve:
         return nothing
     sizes = table.columns.to_numpy(dtype=float)
     steps, critical = _fitted(sizes, np.log(table).mean().to_numpy())
+    if not _told(sizes, critical):
+        return nothing
     draw = np.random.default_rng(0)
     again = []
     for _ in range(RESAMPLED if len(table) > 1 else 0):
@@ -294,7 +298,14 @@ def sample_curve(reached: pd.DataFrame) -> SampleCurve:
         if known.sum() > 2:
             again.append(_fitted(sizes[known], means[known])[1])
     low, high = np.quantile(again, [0.025, 0.975]) if again else (math.nan, math.nan)
+    if not (_told(sizes, low) and _told(sizes, high)):  # one end is as far as was looked
+        low = high = math.nan
     return SampleCurve(critical, (float(low), float(high)), steps, steps * critical)
+
+
+def _told(sizes: Array, critical: float) -> bool:
+    """Whether a critical batch size is within what batch sizes can tell."""
+    return bool(sizes.min() / FAR * 1.1 < critical < sizes.max() * FAR / 1.1)
 
 
 def _fitted(sizes: Array, logs: Array) -> tuple[float, float]:
@@ -306,7 +317,6 @@ def _fitted(sizes: Array, logs: Array) -> tuple[float, float]:
         return found
 
     start = np.array([logs.min(), np.log(sizes).mean()])
-    # Within what the sizes can tell: a hundred times beyond either end.
-    ends = np.log(sizes.min() / 100), np.log(sizes.max() * 100)
+    ends = np.log(sizes.min() / FAR), np.log(sizes.max() * FAR)
     fit = least_squares(residuals, start, bounds=([-np.inf, ends[0]], [np.inf, ends[1]]))
     return float(np.exp(fit.x[0])), float(np.exp(fit.x[1]))
