@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
-from thalweg.cli.training import Line, compiling, keep_memory, leaving_at_once, names, refuse
+from thalweg.cli.training import (
+    Line,
+    compiling,
+    keep_memory,
+    leaving_at_once,
+    names,
+    refuse,
+    refuse_unwritable,
+)
 
 if TYPE_CHECKING:
     from thalweg.tune import BatchSizes
@@ -58,8 +66,7 @@ def batch(
     ] = False,
 ) -> None:
     """Say which batch size to use here, and why."""
-    if out is not None and out.is_dir():
-        refuse("--out", f"{out} is a folder; give the path of a file")
+    refuse_unwritable("--out", out)
     chosen = _sizes(sizes)
     keep_memory()
     with leaving_at_once():

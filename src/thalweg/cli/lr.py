@@ -5,12 +5,19 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
-from thalweg.cli.training import compiling, keep_memory, leaving_at_once, names, refuse
+from thalweg.cli.training import (
+    compiling,
+    keep_memory,
+    leaving_at_once,
+    names,
+    refuse,
+    refuse_unwritable,
+)
 
 if TYPE_CHECKING:
     from thalweg.tune import LRRange
@@ -61,8 +68,7 @@ def lr(
 
     Ends with 1 if there is no rate to suggest.
     """
-    if out is not None and out.is_dir():
-        refuse("--out", f"{out} is a folder; give the path of a file")
+    refuse_unwritable("--out", out)
     keep_memory()
     with leaving_at_once():
         import thalweg
@@ -85,7 +91,7 @@ def lr(
                         name,
                         lr=rates,
                         steps=steps,
-                        scale=_scale(scale),
+                        scale=scale,  # type: ignore[arg-type] # checked there
                         seeds=seeds,
                         batch_size=batch_size,
                         check=check,
@@ -110,10 +116,6 @@ def _usual(name: str) -> tuple[float, float]:
     from thalweg.tune.ranges import widest
 
     return widest(name)
-
-
-def _scale(text: str) -> Literal["exponential", "linear"]:
-    return "linear" if text == "linear" else text  # type: ignore[return-value] # checked there
 
 
 def _rows(found: "list[LRRange]") -> list[list[str]]:
@@ -208,6 +210,9 @@ def _plain(one: "LRRange") -> dict[str, Any]:
     def known(values: Any) -> list[float | None]:
         return [float(v) if math.isfinite(v) else None for v in values]
 
+    def rows(table: Any) -> Any:
+        return jsons.loads(table.to_json(orient="records", double_precision=15))
+
     return {
         "optimizer": one.optimizer,
         "task": one.task,
@@ -221,4 +226,7 @@ def _plain(one: "LRRange") -> dict[str, Any]:
         "lrs": known(one.lrs),
         "losses": [known(run) for run in one.losses],
         "smoothed": known(one.smoothed),
+        "metric": one.metric,
+        "metrics": rows(one.metrics),
+        "checked": rows(one.checked),
     }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -13,7 +14,15 @@ import typer
 if TYPE_CHECKING:
     from thalweg.studies import Progress
 
-__all__ = ["Line", "compiling", "keep_memory", "leaving_at_once", "names", "refuse"]
+__all__ = [
+    "Line",
+    "compiling",
+    "keep_memory",
+    "leaving_at_once",
+    "names",
+    "refuse",
+    "refuse_unwritable",
+]
 
 
 @contextmanager
@@ -72,6 +81,19 @@ def names(text: str | None) -> list[str] | None:
 def refuse(option: str, problem: str) -> NoReturn:
     """End with one line that names the option."""
     raise typer.BadParameter(problem, param_hint=option)
+
+
+def refuse_unwritable(option: str, path: Path | None) -> None:
+    """Refuse a path that no file can be written to, before there is anything to write."""
+    if path is None:
+        return
+    if path.is_dir():
+        refuse(option, f"{path} is a folder; give the path of a file")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        refuse(option, f"{path} cannot be written: {there.name} is no folder")
+    if not os.access(there, os.W_OK):
+        refuse(option, f"{path} cannot be written: {there} is write-protected")
 
 
 class Line(AbstractContextManager[Any]):
