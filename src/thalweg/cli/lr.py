@@ -5,7 +5,7 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,7 +92,7 @@ def lr(
                         name,
                         lr=rates,
                         steps=steps,
-                        scale=_scale(scale),
+                        scale=scale,  # type: ignore[arg-type] # checked there
                         seeds=seeds,
                         batch_size=batch_size,
                         check=check,
@@ -117,10 +117,6 @@ def _usual(name: str) -> tuple[float, float]:
     from thalweg.tune.ranges import widest
 
     return widest(name)
-
-
-def _scale(text: str) -> Literal["exponential", "linear"]:
-    return "linear" if text == "linear" else text  # type: ignore[return-value] # checked there
 
 
 def _rows(found: "list[LRRange]") -> list[list[str]]:
@@ -215,6 +211,9 @@ def _plain(one: "LRRange") -> dict[str, Any]:
     def known(values: Any) -> list[float | None]:
         return [float(v) if math.isfinite(v) else None for v in values]
 
+    def rows(table: Any) -> Any:
+        return jsons.loads(table.to_json(orient="records", double_precision=15))
+
     return {
         "optimizer": one.optimizer,
         "task": one.task,
@@ -228,4 +227,7 @@ def _plain(one: "LRRange") -> dict[str, Any]:
         "lrs": known(one.lrs),
         "losses": [known(run) for run in one.losses],
         "smoothed": known(one.smoothed),
+        "metric": one.metric,
+        "metrics": rows(one.metrics),
+        "checked": rows(one.checked),
     }

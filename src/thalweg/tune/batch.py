@@ -1,7 +1,7 @@
 """Which batch size: what each costs and gives with a learning rate of its own."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from thalweg.studies.effects import by_seed
 from thalweg.studies.intervals import interval, shown
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.memory import shown as shown_bytes
-from thalweg.tune.arguments import Named, TuneError, named, whole
+from thalweg.tune.arguments import Named, TuneError, named, seeds_of, whole
 from thalweg.tune.fits import Fit, largest_batch
 from thalweg.tune.noise import NoiseScale, SampleCurve, noise_scale, sample_curve
 
@@ -177,8 +177,8 @@ def batch_sizes(
         sizes: batch sizes, at most the training samples; by default powers of four.
         epochs: of every run.
         seeds: runs of every setting.
-        target: validation metric that counts as trained; the task's by default, or what all batch
-            sizes reach.
+        target: validation metric that counts as trained; the task's by default, or what all runs
+            get to at their tuned rates.
         maximum: largest batch to try in memory; the training samples by default.
         device: as torch names it.
         db: file for the record of all runs, as `thalweg.study` takes it.
@@ -194,15 +194,24 @@ def batch_sizes(
         raise TuneError("task", f"must be a name or a thalweg.Task, got {task!r}")
     name = named(optimizer)
     entry = OPTIMIZERS[name]
+    asked = None if sizes is None else _sizes(sizes, len(found.train))
+    epochs, chosen_seeds = whole("epochs", epochs), seeds_of(seeds)
     fit = largest_batch(found, optimizer=name, device=device, maximum=maximum)
-    chosen = _sizes(sizes, len(found.train), fit)
+    if asked is not None and asked[-1] > fit.size:
+        what = (
+            f"is more than the maximum, {fit.size}"
+            if fit.limit == "data"
+            else f"does not fit in memory; at most {fit.size} do"
+        )
+        raise TuneError("sizes", f"{asked[-1]} {what}")
+    chosen = _powers(min(len(found.train), fit.size)) if asked is None else asked
     low, high = entry.lr_range
     count = math.ceil(math.log(high / low) / math.log(RATES)) + 1
     result = study(
         found,
         [optimizer],
         [float(f"{low * RATES**i:.6g}") for i in range(count)],
-        seeds,
+        chosen_seeds,
         epochs,
         batch_size=chosen,
         target=target,
@@ -236,7 +245,7 @@ def batch_sizes(
         optimizer=name,
         lr=rate,
         batch_size=reference,
-        epochs=min(10, whole("epochs", epochs)),
+        epochs=min(10, epochs),
         device=device,
     )
     critical = sample_curve(reached)
@@ -247,26 +256,29 @@ def batch_sizes(
     )  # fmt: skip
 
 
-def _sizes(sizes: Sequence[int] | None, samples: int, fit: Fit) -> list[int]:
-    if sizes is None:
-        most = min(samples, fit.size)
-        return [TIMES**i for i in range(int(math.log(most, TIMES) + 1e-9) + 1)]
+def _powers(most: int) -> list[int]:
+    found = [TIMES**i for i in range(int(math.log(most, TIMES) + 1e-9) + 1)]
+    if len(found) < 2:
+        raise TuneError("sizes", f"at most {most} samples can be had; there is nothing to compare")
+    return found
+
+
+def _sizes(sizes: Sequence[int], samples: int) -> list[int]:
+    if not isinstance(sizes, Iterable):
+        raise TuneError("sizes", f"must be a list of batch sizes, got {sizes!r}")
     found = sorted({whole("sizes", size) for size in sizes})
     if len(found) < 2:
         raise TuneError("sizes", f"give at least two to compare, got {found}")
     if found[-1] > samples:
         raise TuneError("sizes", f"{found[-1]} is more than the {samples} training samples")
-    if found[-1] > fit.size:
-        why = "does not fit in memory" if fit.limit == "memory" else "is above the maximum"
-        raise TuneError("sizes", f"{found[-1]} {why}; give at most {fit.size}")
     return found
 
 
 def _reached_by_all(result: StudyResult) -> float:
-    """The validation metric that the tuned runs of every batch size end with, on average."""
-    best = result.trials[result.trials["best"]]
-    ends = best["validation_metric"]
-    return float(ends.min() if result.task.higher_is_better else ends.max())
+    """The validation metric that every tuned run gets to, whatever its batch size and seed."""
+    curves = result.curves.merge(result.summary[["batch_size", "lr"]], on=["batch_size", "lr"])
+    runs = curves.groupby(["batch_size", "seed"])["validation_metric"]
+    return float(runs.max().min() if result.task.higher_is_better else runs.min().max())
 
 
 def _steps_to(result: StudyResult, rule: Rule, target: float, device: str) -> pd.DataFrame:
