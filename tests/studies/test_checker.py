@@ -83,6 +83,27 @@ def test_targets_that_do_not_belong_to_their_inputs_are_not_learnt():
     assert not found.ok
 
 
+def likelihood(outputs, y):
+    return -outputs.gather(-1, y.unsqueeze(-1)).log().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "doubled"),
+    [("focal=1", True), ("mse", True), (nn.CrossEntropyLoss(), True), (likelihood, False)],
+)
+def test_a_softmax_before_a_loss_of_logits_is_named(loss, doubled):
+    x = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
+
+    def model():
+        return nn.Sequential(nn.Linear(8, 2), nn.Softmax(-1))
+
+    task = Task(model=model, train=(x, (x[:, 0] * x[:, 1] > 0).long()), loss=loss)
+    learning = finding(thalweg.check(task), "overfits one batch")
+    assert learning.status == "warn"
+    said = "leave out the softmax at the end of the model (test_checker.py:"
+    assert (said in learning.advice) == doubled
+
+
 def test_dropout_does_not_keep_a_batch_from_being_learnt():
     found = thalweg.check(linear_task(model=models.dropout))
     assert finding(found, "overfits one batch").status == "ok"

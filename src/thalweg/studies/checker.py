@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from thalweg.replicas import Program, probe
-from thalweg.tasks import Task, TaskError, load
+from thalweg.tasks import LOSSES, Task, TaskError, load
 from thalweg.tasks.blame import defined, raised
 from thalweg.tasks.trial import FirstBatch, called, first_batch, same_start
 
@@ -250,6 +250,7 @@ class _Learning:
     first: float
     last: float
     right: float | None
+    shares: bool
 
     @property
     def learnt(self) -> bool:
@@ -284,6 +285,14 @@ def _overfit(task: Task) -> Finding:
         return Finding("overfits one batch", "warn", seen, advice)
     where = defined(task.loss.of) or defined(task.model)
     place = f" (begin at {where})" if where else ""
+    if best.shares and _of_logits(task):
+        made = defined(task.model)
+        advice = (
+            f"outputs are probabilities, and {task.loss.name} takes them for logits: leave out the "
+            f"softmax at the end of the model{f' ({made})' if made else ''}"
+        )
+        status: Status = "warn" if best.last < UNMOVED * best.first else "fail"
+        return Finding("overfits one batch", status, seen, advice)
     if not best.last < UNMOVED * best.first and best.first > 0:
         return Finding(
             "overfits one batch",
@@ -310,14 +319,15 @@ def _learn(task: Task, count: int, lr: float, until: float) -> _Learning:
     optimizer = Adam([p for p in module.parameters() if p.requires_grad], lr=lr)
     x, y = task.train[:count]
     first = last = math.nan
-    right = None
+    right, shares = None, False
     steps = 0
     for step in range(STEPS + 1):
         outputs = called(module, x)
         loss = task.loss.of(outputs, y)
         last, right, steps = loss.item(), _right(outputs, y), step
         first = last if step == 0 else first
-        so_far = _Learning(lr, steps, first, last, right)
+        shares = _are_shares(outputs)
+        so_far = _Learning(lr, steps, first, last, right, shares)
         if (step and so_far.learnt) or not math.isfinite(last):
             break
         if step == STEPS or process_time() > until:
@@ -325,7 +335,23 @@ def _learn(task: Task, count: int, lr: float, until: float) -> _Learning:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return _Learning(lr, steps, first, last, right)
+    return _Learning(lr, steps, first, last, right, shares)
+
+
+def _of_logits(task: Task) -> bool:
+    """Whether a loss makes probabilities itself: ours of classes, and torch's by its name."""
+    y, known = task.train.y, LOSSES.get(task.loss.name.partition("=")[0])
+    if known is not None and getattr(task.loss.of, "func", task.loss.of) is known.of:
+        return isinstance(y, Tensor) and not y.is_floating_point()
+    return task.loss.name.lower().replace("_", "") in ("crossentropy", "crossentropyloss")
+
+
+def _are_shares(outputs: Any) -> bool:
+    """Whether outputs look like probabilities of classes."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[-1] < 2:
+        return False
+    sums = outputs.detach().double().sum(-1)
+    return bool((outputs >= 0).all()) and bool((sums - 1).abs().max() < 1e-3)
 
 
 def _without_dropout(module: nn.Module) -> None:
