@@ -115,6 +115,8 @@ def _sizes(text: str | None) -> list[int] | None:
 
 def _cells(found: "BatchSizes") -> tuple[list[str], list[list[str]]]:
     """The table in words: heads and rows."""
+    import numpy as np
+
     from thalweg.figures import number
     from thalweg.studies.intervals import points
 
@@ -129,14 +131,15 @@ def _cells(found: "BatchSizes") -> tuple[list[str], list[list[str]]]:
 
     heads = [
         "batch size", "learning rate", f"test {metric.name}", "steps to target",
-        "seconds to target", "samples a second", "linear rule", "square root",
+        "seconds to target", "samples a second", f"{metric.name}, linear rule",
+        f"{metric.name}, square root",
     ]  # fmt: skip
     rows = [
         [
             f"{row['batch_size']:,}" + (" ←" if row["batch_size"] == found.recommended else ""),
             number(row["lr"]) + "*" * bool(row["edge"]),
             at(row["test_metric"]) + (" =" if row["tied"] else ""),
-            known(row["steps_to_target"]),
+            known(np.ceil(row["steps_to_target"])),
             known(row["seconds_to_target"]),
             f"{row['samples_per_second']:,.0f}",
             at(row["linear_metric"]),

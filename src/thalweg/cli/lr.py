@@ -192,7 +192,9 @@ def _write(out: Path, found: "list[LRRange]") -> None:
     parts += [
         (
             one.optimizer,
-            f"{one.reason} The loss of {len(one.losses)} runs while the rate rises.",
+            f"{one.reason} The loss of {len(one.losses)} runs while the rate rises. The bounds of "
+            "a cycle are where things start to get better, and where they are best and then turn "
+            "(Smith, 2017); by the third, a third of the upper bound is the lower.",
             one.figure(),
         )
         for one in found

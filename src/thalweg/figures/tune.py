@@ -217,7 +217,11 @@ def noise(
         )
     figure.update_xaxes(title_text="epoch", rangemode="tozero")
     figure.update_yaxes(
-        title_text="gradient noise scale, samples", type="log", dtick="D2", exponentformat="none"
+        title_text="gradient noise scale, samples",
+        type="log",
+        tickmode="array",
+        tickvals=[m * 10.0**k for k in range(-2, 9) for m in (1, 2, 5)],
+        ticktext=[number(m * 10.0**k) for k in range(-2, 9) for m in (1, 2, 5)],
     )
     return finish(figure, 380).update_layout(showlegend=True)
 

@@ -72,6 +72,12 @@ class Scheduler(LRScheduler):
                 f"step() takes no argument, got {epoch!r}; to go on from another step make "
                 "Scheduler(optimizer, schedule, step=n)",
             )
+        if self.last_epoch < 0:  # torch's SequentialLR takes a step back
+            raise ScheduleError(
+                "step",
+                "something has set this scheduler back; join schedules by + and *, which torch's "
+                "SequentialLR and ChainedScheduler do to schedulers",
+            )
         if not self._stepped:
             raise ScheduleError(
                 "step",

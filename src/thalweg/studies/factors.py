@@ -220,6 +220,8 @@ FACTORS: tuple[Factor, ...] = (
         lambda v, size: replace(v, batch_size=size),
         "{:,}".format,
         "batch size {:,}".format,
+        "For the same epochs a larger batch takes fewer steps; an incomplete last batch of an "
+        "epoch is left out.",
     ),
 )
 

@@ -204,7 +204,9 @@ def batch_sizes(
             else f"does not fit in memory; at most {fit.size} do"
         )
         raise TuneError("sizes", f"{asked[-1]} {what}")
-    chosen = _powers(min(len(found.train), fit.size)) if asked is None else asked
+    least = int(fit.tried.loc[fit.tried["fits"], "batch_size"].min())
+    most = min(len(found.train), fit.size)
+    chosen = _powers(least, most) if asked is None else asked
     low, high = entry.lr_range
     count = math.ceil(math.log(high / low) / math.log(RATES)) + 1
     result = study(
@@ -256,8 +258,8 @@ def batch_sizes(
     )  # fmt: skip
 
 
-def _powers(most: int) -> list[int]:
-    found = [TIMES**i for i in range(int(math.log(most, TIMES) + 1e-9) + 1)]
+def _powers(least: int, most: int) -> list[int]:
+    found = [least * TIMES**i for i in range(int(math.log(most / least, TIMES) + 1e-9) + 1)]
     if len(found) < 2:
         raise TuneError("sizes", f"at most {most} samples can be had; there is nothing to compare")
     return found
@@ -396,11 +398,18 @@ def _advice(
         )
     best = there.loc[there["seconds_to_target"].idxmin()]
     size = int(best["batch_size"])
+    results = table["test_metric"]
+    top = table.loc[results.idxmax() if metric.higher_is_better else results.idxmin()]
+    beside = (
+        ""
+        if int(top["batch_size"]) == size
+        else f", {shown(metric, top['test_metric'])} at {int(top['batch_size']):,}"
+    )
     why = [
         f"Use {size:,} at learning rate {best['lr']:.3g}: of the batch sizes whose test "
         f"{metric.name} seeds do not tell from the best ({shown(metric, best['test_metric'])} "
-        f"here) it reaches {shown(metric, target)} on validation data soonest, in "
-        f"{best['seconds_to_target']:.3g} s and {best['steps_to_target']:.0f} steps."
+        f"here{beside}) it reaches {shown(metric, target)} on validation data soonest, in "
+        f"{best['seconds_to_target']:.3g} s and {math.ceil(best['steps_to_target'])} steps."
     ]
     if math.isfinite(noise.value):
         said = f"The gradient noise scale is about {noise.value:.3g}"

@@ -36,7 +36,7 @@ MARGIN = 1 / 16
 CLOSE = 1 / 16
 
 SEED = 0
-TIMED = 0.1  # seconds, for which short steps are repeated: one alone says little of its speed
+TIMED = 0.25  # seconds, for which short steps are repeated: one alone says little of its speed
 SAMPLING = 0.002  # seconds, where the system keeps no peak
 PROC = Path("/proc/self")
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -248,7 +248,7 @@ def _stepped(task: Task, entry: Entry, device: torch.device, size: int) -> float
         return loss
 
     seconds: list[float] = []
-    while len(seconds) < 2 or sum(seconds) < TIMED:
+    while len(seconds) < 3 or sum(seconds) < TIMED:
         start = perf_counter()
         x, y = tree_map(lambda t: t.to(device), task.train[index])
         optimizer.step(closure)

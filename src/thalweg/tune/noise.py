@@ -82,7 +82,7 @@ def noise_scale(
 
     In between steps the gradients of a few small batches are taken at the weights of that moment.
     From the squared norms of each, and of their mean, follow unbiased estimates of tr S and |G|²
-    (appendix A.1 of the paper), which are summed over the training before the one is divided by
+    (appendix A.1 of the paper, for samples of a finite set), which are summed over the training before the one is divided by
     the other.
 
     Args:
@@ -219,7 +219,10 @@ class Measure:
         # (A.1) with B_small and B_big, of which the large batch is all of the small ones.
         n = count * small
         big, little = large.cpu().numpy(), torch.cat(each, 1).mean(1).cpu().numpy()
-        return (little - big) / (1 / small - 1 / n), (n * big - small * little) / (n - small)
+        noise = (little - big) / (1 / small - 1 / n)
+        gradient = (n * big - small * little) / (n - small)
+        # No sample is drawn twice, which makes the mean of n of N closer to that of all.
+        return noise, gradient + noise / self.samples
 
 
 def _normalised(task: Task) -> bool:

@@ -35,7 +35,7 @@ USUAL = (1e-5, 1e-1)  # of an optimizer that is not in the registry
 # test; then closer around the best of these and longer, as what is best at first is often too large
 # later on: for this many epochs, a study's, or this many times as long if that is less.
 APART = math.sqrt(10)
-CHECKED = 9
+CHECKED = 10
 CHECK_SEEDS = 4
 CLOSER = 10**0.25
 EPOCHS = 30
@@ -76,6 +76,7 @@ class LRRange:
         reason: why this rate, or why none, a sentence.
         metric: name of the metric, empty for none.
         percent: whether it is a fraction, to be shown in per cent.
+        first: the rates that were as good when checked the first time, for as long as the test.
     """
 
     optimizer: str
@@ -93,6 +94,7 @@ class LRRange:
     reason: str
     metric: str = ""
     percent: bool = False
+    first: tuple[float, float] | None = None
 
     @property
     def third(self) -> tuple[float, float] | None:
@@ -107,12 +109,12 @@ class LRRange:
         as mean and range over seeds.
         """
         wide = self.checked[self.checked["stage"] == 1]
-        if wide.empty or self.interval is None:
+        if wide.empty or self.first is None:
             return pd.DataFrame(columns=list(RATE_COLUMNS))
-        low, high = self.interval
+        low, high = self.first
         right = min(set(wide["lr"]), key=lambda lr: abs(math.log(lr * lr / (low * high))))
         curves = wide.drop(columns="loss").rename(columns={"train_loss": "loss"})
-        return few_rates(self.optimizer, curves, self.interval, right)
+        return few_rates(self.optimizer, curves, self.first, right)
 
     def figure(self) -> "go.Figure":
         """Loss and metric against the rate, and what was found."""
@@ -245,13 +247,13 @@ def _range(
         )
     smoothed = smooth(losses)
     uncertain = noise(losses)
-    pointed = marks(lrs, smoothed, uncertain)
     ended = diverged(losses)
     gone = np.sort(np.where(np.isfinite(ended), ended, np.inf))[(len(ended) - 1) // 2]
     diverged_at = float(lrs[int(gone)]) if np.isfinite(gone) else None
-    curve = _metrics(lrs, looks)
-    # Beyond that the few runs that are left tell little.
+    # Beyond that the few runs that are left, the lucky ones, tell of themselves.
     most = math.inf if diverged_at is None else diverged_at
+    pointed = marks(lrs, np.where(lrs < most, smoothed, np.nan), uncertain)
+    curve = _metrics(lrs, looks)
     if metric is None or curve.empty:
         bounds = turning(lrs, np.where(lrs <= most, smoothed, np.nan), False, uncertain)
     else:
@@ -260,6 +262,7 @@ def _range(
         values = np.where(rates_seen <= most, values, np.nan)
         bounds = turning(rates_seen, values, metric.higher_is_better)
     stages: list[pd.DataFrame] = []
+    wide: tuple[float, float] | None = None
     suggestion, interval = pointed.valley, None
     reason = "It is the valley of the curve of losses, and was not checked."
     if suggestion is None:
@@ -272,16 +275,19 @@ def _range(
             found = try_at(rates, length)
             stages.append(found.assign(stage=stage))
             suggestion, interval, reason = _best(found, metric, margin)
+            wide = interval if stage == 1 else wide
             if interval is None:
                 break
             rates, margin = _closer(lrs, *interval), CLOSE
     if suggestion is not None:
         suggestion = float(np.clip(suggestion, lrs[0], lrs[-1]))
+    if interval is not None and (interval[0] <= lrs[0] or interval[1] >= lrs[-1]):
+        reason += " They reach an end of the rates of the test; a wider range may do better."
     return LRRange(
         optimizer, task, lrs, losses, smoothed, curve, pointed, diverged_at, bounds,
         pd.concat(stages) if stages else pd.DataFrame(columns=_CHECKED), suggestion, interval,
         reason, "" if metric is None else metric.name,
-        metric is not None and metric.percent,
+        metric is not None and metric.percent, wide,
     )  # fmt: skip
 
 
@@ -299,7 +305,7 @@ def _around(lrs: Array, pointed: Marks, diverged_at: float | None) -> list[float
     """Rates to check: from well below what the curve points at to where runs diverge."""
     found = [m for m in (pointed.steepest, pointed.minimum, pointed.valley) if m is not None]
     high = min(lrs[-1], diverged_at or math.inf, 10 * max(found) * APART)
-    low = max(lrs[0], min(found) / 10)
+    low = max(lrs[0], min(found) / 30)  # far enough to be too small
     count = int(math.log(high / low) / math.log(APART)) + 1
     return _within(lrs, high / APART ** np.arange(max(3, min(CHECKED, count)))[::-1])
 
@@ -336,10 +342,10 @@ def _best(
     name = "training loss" if metric is None else f"validation {metric.name}"
     reason = (
         f"Trained with from the start, rates from {low:.3g} to {high:.3g} had the best {name} "
-        f"after {last['step'].iloc[0]} steps; this is a little below their middle."
+        f"after {last['step'].iloc[0]} steps; the suggestion is a little below their middle."
         if high > low
         else f"Trained with from the start, {low:.3g} had the best {name} after "
-        f"{last['step'].iloc[0]} steps; this is a little below, for longer training."
+        f"{last['step'].iloc[0]} steps; the suggestion is a little below, for longer training."
     )
     return float(f"{LOWER * math.sqrt(low * high):.3g}"), (low, high), reason
 
