@@ -82,8 +82,8 @@ def noise_scale(
 
     In between steps the gradients of a few small batches are taken at the weights of that moment.
     From the squared norms of each, and of their mean, follow unbiased estimates of tr S and |G|²
-    (appendix A.1 of the paper, for samples of a finite set), which are summed over the training before the one is divided by
-    the other.
+    (appendix A.1 of the paper, for a finite set of samples), which are summed over the training
+    before the one is divided by the other.
 
     Args:
         task: what `thalweg.study` takes.
