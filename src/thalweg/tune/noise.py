@@ -127,7 +127,7 @@ def noise_scale(
     if frame.empty:
         raise TuneError("task", f"the gradient of {found.name!r} is not finite at the start")
     by_run = frame.groupby("run")[["noise", "gradient"]].sum().to_numpy()
-    value, interval = _ratio(by_run)
+    value, interval = _ratio(by_run, samples)
     curve = frame.groupby("step", as_index=False)[["noise", "gradient"]].mean()
     curve["epoch"] = curve["step"] / per_epoch
     curve["value"] = curve["noise"] / curve["gradient"].where(curve["gradient"] > 0)
@@ -229,11 +229,12 @@ def _normalised(task: Task) -> bool:
     return any(isinstance(module, _BatchNorm) for module in task.model().modules())
 
 
-def _ratio(by_run: Array) -> tuple[float, tuple[float, float]]:
+def _ratio(by_run: Array, samples: int) -> tuple[float, tuple[float, float]]:
     """Ratio of sums, and its interval over runs by the jackknife of its logarithm."""
     noise, gradient = by_run.sum(0)
-    if not gradient > 0 or not noise > 0:
-        return (math.nan if not gradient > 0 else 0.0), (math.nan, math.nan)
+    # Of so small a rest of differences of float32 nothing is known.
+    if not gradient > max(0.0, 1e-6 * noise / samples) or not noise > 0:
+        return (0.0 if gradient > 0 and not noise > 0 else math.nan), (math.nan, math.nan)
     value = float(noise / gradient)
     n = len(by_run)
     rest = np.array([noise, gradient]) - by_run
