@@ -30,6 +30,7 @@ __all__ = ["BatchSizes", "batch_sizes"]
 # and the square root one, both among those tried.
 TIMES = 4
 RATES = 2.0
+NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
 LOOK = 1.1  # times the steps, from one look at the metric to the next
 ROUNDING = 1e-6  # of a metric, a mean of float32
 RULES = {"linear": 1.0, "sqrt": 0.5}
@@ -57,7 +58,8 @@ class BatchSizes:
         noise: the gradient noise scale within steps.
         critical: the critical batch size from steps against samples.
         fit: the largest batch that fits in memory.
-        recommended: the batch size to use here.
+        recommended: the batch size to use here: of those that tie with the best and whose mean is
+            within one percentage point of it, or 1 % of an error, the one soonest at the target.
         why: in a sentence or two.
         study: all runs.
     """
@@ -387,7 +389,11 @@ def _advice(
     table: pd.DataFrame, metric: Metric, target: float, noise: NoiseScale, fit: Fit
 ) -> tuple[int, str]:
     """The batch size to use, and why."""
-    good = table[table["tied"]]
+    results = table["test_metric"]
+    top = results.max() if metric.higher_is_better else results.min()
+    # A few seeds tie what is plainly worse, so the mean has to be close too.
+    near = NEAR if metric.percent else NEAR * abs(top)
+    good = table[table["tied"] & ((results - top).abs() <= near + 1e-9)]
     there = good[good["seconds_to_target"].notna()]
     if there.empty:
         fastest = good.loc[good["seconds_per_epoch"].idxmin()]
@@ -398,17 +404,11 @@ def _advice(
         )
     best = there.loc[there["seconds_to_target"].idxmin()]
     size = int(best["batch_size"])
-    results = table["test_metric"]
-    top = table.loc[results.idxmax() if metric.higher_is_better else results.idxmin()]
-    beside = (
-        ""
-        if int(top["batch_size"]) == size
-        else f", {shown(metric, top['test_metric'])} at {int(top['batch_size']):,}"
-    )
     why = [
         f"Use {size:,} at learning rate {best['lr']:.3g}: of the batch sizes whose test "
-        f"{metric.name} seeds do not tell from the best ({shown(metric, best['test_metric'])} "
-        f"here{beside}) it reaches {shown(metric, target)} on validation data soonest, in "
+        f"{metric.name} is as good as the best ({shown(metric, best['test_metric'])} here, "
+        f"{shown(metric, top)} at best) it reaches {shown(metric, target)} on validation data "
+        f"soonest, in "
         f"{best['seconds_to_target']:.3g} s and {math.ceil(best['steps_to_target'])} steps."
     ]
     if math.isfinite(noise.value):
