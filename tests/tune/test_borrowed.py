@@ -467,3 +467,33 @@ def test_the_suggestion_trains_digits():
         right = (model(task.test.x).argmax(1) == task.test.y).float().mean().item()
     # The demo's best rates end at 96.8 %; three standard errors of 360 test samples below that.
     assert right > 0.94
+
+
+def test_a_loss_that_uses_the_model_itself_is_refused_and_nothing_is_touched():
+    model = nn.Linear(13, 3)
+    data = load("wine").train
+
+    def penalised(outputs, y):
+        return nn.functional.cross_entropy(outputs, y) + 1e-3 * model.weight.square().sum()
+
+    loader = DataLoader(TensorDataset(data.x, data.y), batch_size=16)
+    with pytest.raises(TuneError, match="uses parameters of the model itself") as caught:
+        lr_range_test(model, torch.optim.SGD(model.parameters(), 0.1), loss=penalised, data=loader)
+    assert caught.value.argument == "loss"
+    assert model.weight.grad is None
+
+
+def test_gradients_of_a_loss_with_parameters_stay_as_they_are():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, outputs, y):
+            return nn.functional.cross_entropy(self.scale * outputs, y)
+
+    model, loss, data = nn.Linear(13, 3), Scaled(), load("wine").train
+    loader = DataLoader(TensorDataset(data.x, data.y), batch_size=16)
+    lr_range_test(model, torch.optim.SGD(model.parameters(), 0.1), loss=loss, data=loader, steps=30)
+    assert loss.scale.grad is None
+    assert loss.scale.item() == 1

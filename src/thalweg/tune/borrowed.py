@@ -101,6 +101,8 @@ class Borrowed:
                 model.train()
             getattr(optimizer, "train", _nothing)()
             batches = self._batches(next(model.parameters()).device)
+            trained = [p for p in _parameters(model, optimizer) if p.requires_grad]
+            originals = [p for p in _parameters(self._model, self._optimizer) if p.requires_grad]
             found: list[float] = []
             for rate in rates:
                 for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
@@ -121,7 +123,17 @@ class Borrowed:
                             f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss)}",
                         )
                     first.append(float(loss.detach()))
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    # No `backward`, which would fill the gradients of whatever else a loss uses.
+                    gradients = torch.autograd.grad(loss, [*trained, *originals], allow_unused=True)
+                    if any(g is not None for g in gradients[len(trained) :]):
+                        raise TuneError(
+                            "loss",
+                            "uses parameters of the model itself, of which copies are trained; "
+                            "leave a penalty to the optimizer's weight_decay, or give a "
+                            "thalweg.Task",
+                        )
+                    for p, g in zip(trained, gradients, strict=False):
+                        p.grad = g
                     return loss.detach()
 
                 optimizer.step(closure)  # type: ignore[arg-type]
@@ -158,6 +170,12 @@ class Borrowed:
                 yield tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, tuple(batch))
             if empty:
                 raise TuneError("data", "gives no batch at all; a loader with data is needed")
+
+
+def _parameters(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """Of both, each once."""
+    every = [*model.parameters(), *(p for g in optimizer.param_groups for p in g["params"])]
+    return list({id(p): p for p in every}.values())
 
 
 def _broken(seen: Array) -> bool:

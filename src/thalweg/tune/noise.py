@@ -251,7 +251,8 @@ def _note(value: float, interval: tuple[float, float], lost: int, runs: int, rat
     if math.isnan(value):
         notes.append("the gradient cannot be told from its noise; more seeds or epochs may")
     elif math.isnan(interval[0]):
-        notes.append("one seed gives no interval")
+        few = "one seed gives no interval"
+        notes.append(few if runs == 1 else "seeds differ too much for an interval")
     if lost:
         notes.append(f"{lost} of {runs} runs diverged at learning rate {rate:.3g}")
     return "; ".join(notes)
