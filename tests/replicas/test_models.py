@@ -291,7 +291,7 @@ def test_what_leaves_torch_and_comes_back_is_not_frozen():
         return share * nn.functional.cross_entropy(outputs, y)
 
     task = models.task(models.mlp, loss=weighted)
-    program = probe(task, 16, "cpu")
+    program = probe(task, 16, "cpu", shared=True)
     assert "not traced" in program.note
     found = trained(task, [4], "eager")[0]
     compare(found, by_hand(task, 4))

@@ -50,12 +50,12 @@ def straight(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[GraphModule
 
     def make(task: Task, replicas: int, shared: bool) -> tuple[GraphModule, Program]:
         seen: list[GraphModule] = []
-        made = programs_module._training_tape
+        made = programs_module._taped
         monkeypatch.setattr(
-            programs_module, "_training_tape", lambda s, *rest: (seen.append(s), made(s, *rest))[1]
+            programs_module, "_taped", lambda e, s, *rest: (seen.append(s), made(e, s, *rest))[1]
         )
         program = built(task, replicas, shared)
-        monkeypatch.setattr(programs_module, "_training_tape", made)
+        monkeypatch.setattr(programs_module, "_taped", made)
         return seen[0], program
 
     return make

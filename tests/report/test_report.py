@@ -28,7 +28,7 @@ def page(small_result, tmp_path, chromium):
 
 
 def test_opens_offline_without_complaint(page):
-    assert page.locator(".js-plotly-plot").count() == 3
+    assert page.locator(".js-plotly-plot").count() == 4
     assert page.trouble == []
 
 
@@ -39,6 +39,7 @@ def test_the_verdict_comes_first(page, small_result):
     assert headings == [
         "Final accuracy against learning rate",
         "Learning curves at the best learning rate",
+        "Too small, right, too large",
         "Time to target",
         "All runs",
         "How it was done",

@@ -6,6 +6,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from thalweg.rules.code import digest
@@ -126,13 +127,15 @@ class Task:
     @cached_property
     def parameters(self) -> int:
         """How many trainable parameters the model has."""
-        return sum(p.numel() for p in self.model().parameters() if p.requires_grad)
+        with torch.random.fork_rng(devices=[]):
+            return sum(p.numel() for p in self.model().parameters() if p.requires_grad)
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of what is trained: the data, the model, the loss and the metric, by their code."""
         code = digest((self.model, self.loss.of, self.metric.of))
-        digested = sha256(f"{self.name} {self.model()} {code}".encode())
+        with torch.random.fork_rng(devices=[]):  # whose numbers are the caller's
+            digested = sha256(f"{self.name} {self.model()} {code}".encode())
         for split in (self.train, self.validation, self.test):
             for tensor in split.tensors:
                 digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
