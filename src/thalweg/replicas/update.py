@@ -259,9 +259,11 @@ class _Group:
             self._ahead = first, factors, rows
         return factors[count - first], rows[count - first]
 
-    def _found_at_once(self, first: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The same of as many steps as are looked ahead, along the first dimension."""
-        steps = np.arange(first, first + AHEAD)
+    def _found_at_once(
+        self, first: int, count: int = AHEAD
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The same of several steps, along the first dimension."""
+        steps = np.arange(first, first + count)
         found: dict[int, NDArray[np.float64]] = {}
         for r in self._replicas:
             if r.schedule is not None and id(r.schedule) not in found:
@@ -432,15 +434,26 @@ class _KernelGroup(_Group):
         self._segments.rows[:] = np.arange(len(self._which))
         return np.concatenate([self._coefficients[self._which], living], axis=1)
 
-    def update_on_tape(self, steps: int, gradients: list[int]) -> Update:
-        """The next steps of the living members, whose gradients are at these addresses."""
-        living = np.isin(self.members, self.alive)
+    def _in_turn(self, steps: int) -> NDArray[np.float64]:
+        """Coefficients of the next steps, ``(steps, members, n)``; of one for all that share it."""
         rows: list[NDArray[np.float64]] = []
         for _ in range(steps):
             if self._next_rows() or not rows:
-                rows.append(self._rows[living])
+                rows.append(self._rows)
             if self.rule.advance is not None:
                 self._go_on([()] * len(self.members))
+        return np.array(rows)
+
+    def update_on_tape(self, steps: int, gradients: list[int]) -> Update:
+        """The next steps of the living members, whose gradients are at these addresses."""
+        living = np.isin(self.members, self.alive)
+        if self._scheduled and self._at_once and self.rule.advance is None:
+            _, every = self._found_at_once(self._count + 1, steps)
+            self._count += steps
+            self._rows = every[-1]
+            rows = every[:, living]
+        else:
+            rows = self._in_turn(steps)[:, living]
         self._coefficients = self._rows.astype(self._dtype)
         mine = [gradients[k] for k in self.places]
         lines = np.empty((len(self.alive), len(mine), 2 + len(self.rule.state)), np.int64)
@@ -453,7 +466,7 @@ class _KernelGroup(_Group):
             cpu.step_function(self.rule.update, len(self.rule.state), coefficients, self._bounded),
             lines,
             np.array([p[0].numel() for p in self._parameters], dtype=np.int64),
-            np.array(rows, dtype=np.float32),
+            np.ascontiguousarray(rows, dtype=np.float32),
         )
 
     def _shift(self) -> None:

@@ -31,10 +31,10 @@ __all__ = ["Measure", "NoiseScale", "SampleCurve", "noise_scale", "sample_curve"
 
 # A measurement takes this many small batches, of twice the training batch together or of this many
 # samples if that is more: what is known of |G|² grows with their square. There is one in so many
-# steps that their passes are a twentieth of the training's.
+# steps that their passes are a thirtieth of the training's.
 BATCHES = 8
 SAMPLES = 128
-COST = 0.05
+COST = 1 / 30
 AT_LEAST = 5  # measurements, in a training too short for that
 BYTES = 24 << 20  # of copies of parameters, as in a study's chunks
 RESAMPLED = 400
