@@ -423,7 +423,7 @@ def test_taken_up_again_after_an_interruption(tmp_path, both_factors):
         thalweg.study(task, progress=stop, **asked)
     with sqlite3.connect(tmp_path / "a.db") as connection:
         before = pd.read_sql("select * from outcomes order by id", connection)
-    assert len(before) >= 18
+    assert len(before) >= 9  # runs that have ended are on record a chunk at a time
     again = thalweg.study(task, resume=True, **asked)
     with sqlite3.connect(tmp_path / "a.db") as connection:
         after = pd.read_sql("select * from outcomes order by id", connection)

@@ -331,7 +331,8 @@ print(again.size)
     assert ran == "True"
     assert out[2:5] == ["True"] * 3
     assert float(out[5]) == 150_000_000
-    assert int(out[6]) == pytest.approx(int(size), rel=0.25)
+    # Less than before: what the allocator keeps counts towards the limit of the process.
+    assert 1 <= int(out[6]) <= 1.3e9 / 16e6
 
 
 @LINUX
