@@ -18,6 +18,7 @@ from thalweg.cli.training import (
     names,
     refuse,
     refuse_unwritable,
+    write_page,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _cells(found: "BatchSizes") -> tuple[list[str], list[list[str]]]:
     metric = found.metric
     scale = " %" if metric.percent else ""
 
-    def known(value: float, digits: int = 3) -> str:
+    def known(value: float) -> str:
         return number(value) if math.isfinite(value) else "–"
 
     def at(value: float) -> str:
@@ -170,7 +171,6 @@ def _print(found: "BatchSizes") -> None:
 
 def _write(out: Path, found: "BatchSizes") -> None:
     from thalweg.figures.html import listed, page, table
-    from thalweg.files import whole
 
     parts: list[tuple[str, str, Any]] = [
         ("", "", table(*_cells(found))),
@@ -189,12 +189,7 @@ def _write(out: Path, found: "BatchSizes") -> None:
         ),
         ("How it was done", "", listed(found.notes)),
     ]
-    try:
-        with whole(out) as file:
-            text = page(f"Batch size for {found.task}", found.why, parts)
-            file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        refuse("--out", f"cannot write {out} ({error.strerror})")
+    write_page(out, page(f"Batch size for {found.task}", found.why, parts))
 
 
 def _plain(found: "BatchSizes") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from thalweg.cli.training import (
     names,
     refuse,
     refuse_unwritable,
+    write_page,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def lr(
         import thalweg
         from thalweg.errors import ArgumentError
         from thalweg.tune import lr_range_test
+        from thalweg.tune.ranges import widest
     chosen = names(optimizers) or []
     if not chosen:
         refuse("--optimizers", "none given; `thalweg optimizers` lists them")
@@ -84,7 +86,7 @@ def lr(
             if isinstance(given, thalweg.TableTask):
                 print_columns(given)
             for name in chosen:
-                usual = _usual(name)
+                usual = widest(name)
                 rates = (usual[0] if low is None else low, usual[1] if high is None else high)
                 found.append(
                     lr_range_test(
@@ -111,12 +113,6 @@ def lr(
     typer.echo(f"Page: {out}", err=json)
     if any(one.suggestion is None for one in found):
         raise typer.Exit(1)
-
-
-def _usual(name: str) -> tuple[float, float]:
-    from thalweg.tune.ranges import widest
-
-    return widest(name)
 
 
 def _rows(found: "list[LRRange]") -> list[list[str]]:
@@ -170,7 +166,6 @@ def _write(out: Path, found: "list[LRRange]") -> None:
     from thalweg.figures import number
     from thalweg.figures.html import page, table
     from thalweg.figures.tune import rates
-    from thalweg.files import whole
 
     lead = "; ".join(
         f"{one.optimizer}: begin at {number(one.suggestion)}"
@@ -199,12 +194,7 @@ def _write(out: Path, found: "list[LRRange]") -> None:
         )
         for one in found
     ]
-    try:
-        with whole(out) as file:
-            text = page(f"Learning rate for {found[0].task}", lead, parts)
-            file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        refuse("--out", f"cannot write {out} ({error.strerror})")
+    write_page(out, page(f"Learning rate for {found[0].task}", lead, parts))
 
 
 def _plain(one: "LRRange") -> dict[str, Any]:

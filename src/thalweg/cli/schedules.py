@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli.training import refuse, refuse_unwritable
+from thalweg.cli.training import refuse_unwritable, write_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,20 +75,13 @@ def _draw(factors: "pd.DataFrame", together: bool, steps: int, lr: float, out: P
     from thalweg.figures.html import page
     from thalweg.figures.schedules import schedule_lines
     from thalweg.figures.schedules import schedules as side_by_side
-    from thalweg.files import whole
 
     figure = schedule_lines(factors, lr) if together else side_by_side(factors, lr)
     caption = (
         f"The rate at each of the {steps:,} steps of a training, for a base learning rate of "
         f"{lr:g}."
     )
-    try:
-        with whole(out) as file:
-            file.write_text(
-                page("Learning-rate schedules", caption, [("", "", figure)]), encoding="utf-8"
-            )
-    except OSError as error:
-        refuse("--out", f"cannot write {out} ({error.strerror})")
+    write_page(out, page("Learning-rate schedules", caption, [("", "", figure)]))
 
 
 def _meaning(name: str) -> str:

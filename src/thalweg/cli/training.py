@@ -23,6 +23,7 @@ __all__ = [
     "names",
     "refuse",
     "refuse_unwritable",
+    "write_page",
 ]
 
 
@@ -104,6 +105,17 @@ def refuse_unwritable(option: str, path: Path) -> None:
         )
     os.close(handle)
     os.unlink(name)
+
+
+def write_page(out: Path, text: str) -> None:
+    """Write a page, whole or not at all."""
+    from thalweg.files import whole
+
+    try:
+        with whole(out) as file:
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        refuse("--out", f"cannot write {out} ({error.strerror})")
 
 
 class Line(AbstractContextManager[Any]):

@@ -231,7 +231,6 @@ def batch_sizes(
     fitted: pd.DataFrame,
     critical: Sequence[float],
     noise_scale: Sequence[float],
-    reference: int,
     recommended: int,
     metric: str,
     percent: bool,
@@ -243,7 +242,6 @@ def batch_sizes(
         fitted: ``batch_size, steps`` of the curve of steps against samples; empty for none.
         critical: the critical batch size with its interval: value, low, high; NaN for none.
         noise_scale: the gradient noise scale, likewise.
-        reference: batch size that the rules start from.
         recommended: batch size to use.
         metric: name of the metric.
         percent: whether it is a fraction, to be shown in per cent.

@@ -10,7 +10,7 @@ import pandas as pd
 
 from thalweg.studies.arms import KEYS, Arm, arms, listed
 from thalweg.studies.effects import by_seed, effect_notes, effects_of
-from thalweg.studies.intervals import CONFIDENCE, Interval, interval, shown
+from thalweg.studies.intervals import CONFIDENCE, Interval, interval, margin, shown
 from thalweg.studies.rates import rates_of
 from thalweg.studies.spec import StudySpec
 from thalweg.studies.store import OUTCOMES
@@ -20,8 +20,6 @@ __all__ = ["Analysis", "Interval", "analyse", "interval"]
 
 # Columns that say which arm a row is of.
 _ARM = ("arm", *KEYS, "levels")
-# "As good as the best" for sensitivity: one percentage point, or 1 % of an error.
-NEAR = 0.01
 # Tied arms that the verdict names; of more it says how many.
 NAMED = 4
 
@@ -179,10 +177,9 @@ def _summary(
 def _good_range(metric: Metric, trials: pd.DataFrame, best: pd.Series) -> tuple[float, float]:
     """Lowest and highest learning rate whose validation metric is as good as the best."""
     top = best["validation_metric"]
-    margin = NEAR if metric.percent else NEAR * abs(top)
     sound = trials[trials["completed"] == best["completed"]]
     # A hair of slack, so that exactly one point below still counts in floating point.
-    good = sound[_sign(metric) * (sound["validation_metric"] - top) >= -margin - 1e-9]
+    good = sound[_sign(metric) * (sound["validation_metric"] - top) >= -margin(metric, top) - 1e-9]
     return float(good["lr"].min()), float(good["lr"].max())
 
 

@@ -10,9 +10,11 @@ from scipy.special import stdtrit
 
 from thalweg.tasks import Metric
 
-__all__ = ["CONFIDENCE", "Interval", "interval", "points", "shown"]
+__all__ = ["CONFIDENCE", "NEAR", "Interval", "interval", "margin", "points", "shown"]
 
 CONFIDENCE = 0.95
+# "As good as the best": one percentage point, or 1 % of an error.
+NEAR = 0.01
 # Below this many seeds a bootstrap covers too little, and Student's t is used.
 BOOTSTRAP_FROM = 10
 STUDENT = "Student's t"
@@ -69,6 +71,17 @@ def interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
             rng=np.random.default_rng(0),
         ).confidence_interval
     return Interval(mean, float(found.low), float(found.high), method)
+
+
+def margin(metric: Metric, best: float, share: float = NEAR) -> float:
+    """How far from the best still counts as as good.
+
+    Args:
+        metric: of the task.
+        best: value of it.
+        share: of a metric in per cent itself, else of the best value.
+    """
+    return share if metric.percent else share * abs(best)
 
 
 def shown(metric: Metric, *values: float) -> str:

@@ -14,7 +14,7 @@ from thalweg.replicas import Replica, Training
 from thalweg.rules import Rule
 from thalweg.studies import Progress, StudyResult, study
 from thalweg.studies.effects import by_seed
-from thalweg.studies.intervals import interval, shown
+from thalweg.studies.intervals import interval, margin, shown
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.memory import shown as shown_bytes
 from thalweg.tune.arguments import Named, TuneError, named, seeds_of, whole
@@ -30,7 +30,6 @@ __all__ = ["BatchSizes", "batch_sizes"]
 # and the square root one, both among those tried.
 TIMES = 4
 RATES = 2.0
-NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
 LOOK = 1.1  # times the steps, from one look at the metric to the next
 ROUNDING = 1e-6  # of a metric, a mean of float32
 RULES = {"linear": 1.0, "sqrt": 0.5}
@@ -147,7 +146,6 @@ class BatchSizes:
             fitted.dropna(),
             (self.critical.value, *self.critical.interval),
             (self.noise.value, *self.noise.interval),
-            self.reference,
             self.recommended,
             task.metric,
             task.percent,
@@ -392,8 +390,7 @@ def _advice(
     results = table["test_metric"]
     top = results.max() if metric.higher_is_better else results.min()
     # A few seeds tie what is plainly worse, so the mean has to be close too.
-    near = NEAR if metric.percent else NEAR * abs(top)
-    good = table[table["tied"] & ((results - top).abs() <= near + 1e-9)]
+    good = table[table["tied"] & ((results - top).abs() <= margin(metric, top) + 1e-9)]
     there = good[good["seconds_to_target"].notna()]
     if there.empty:
         fastest = good.loc[good["seconds_per_epoch"].idxmin()]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.optim.registry import OPTIMIZERS, key
+from thalweg.studies.intervals import NEAR, margin
 from thalweg.studies.rates import RATE_COLUMNS, few_rates
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.losses import LOSSES
@@ -43,8 +44,7 @@ LONGER = 4
 # What is best for that long is still a little too large for longer: a little lower hits the good
 # range of a full study more often (benchmarks/suggestions.py).
 LOWER = 0.8
-NEAR = 0.01  # "as good as the best", as in a study: one percentage point, or 1 % of an error
-CLOSE = 0.005  # likewise, the second time
+CLOSE = 0.005  # "as good as the best", the second time; the first as in a study
 
 
 _CHECKED = ["stage", "lr", "seed", "step", "train_loss", "loss", "metric"]
@@ -270,15 +270,15 @@ def _range(
             f"No rate from {lrs[0]:.3g} to {lrs[-1]:.3g} lowers the loss by more than its noise."
         )
     elif try_at is not None:
-        rates, margin = _around(lrs, pointed, diverged_at), NEAR
+        rates, near = _around(lrs, pointed, diverged_at), NEAR
         for stage, length in enumerate(lengths, start=1):
             found = try_at(rates, length)
             stages.append(found.assign(stage=stage))
-            suggestion, interval, reason = _best(found, metric, margin)
+            suggestion, interval, reason = _best(found, metric, near)
             wide = interval if stage == 1 else wide
             if interval is None:
                 break
-            rates, margin = _closer(lrs, *interval), CLOSE
+            rates, near = _closer(lrs, *interval), CLOSE
     if suggestion is not None:
         suggestion = float(np.clip(suggestion, lrs[0], lrs[-1]))
     if interval is not None and (interval[0] <= lrs[0] or interval[1] >= lrs[-1]):
@@ -334,10 +334,9 @@ def _best(
     means = sound.groupby("lr")[of].mean()
     sign = 1.0 if metric is not None and metric.higher_is_better else -1.0
     top = (sign * means).max()
-    margin = near if metric is not None and metric.percent else near * abs(top)
-    if metric is None:
-        margin = 10 * margin  # a training loss tells less, by its last batches
-    good = means.index[sign * means >= top - margin - 1e-12]
+    # A training loss tells less, by its last batches.
+    within = 10 * near * abs(top) if metric is None else margin(metric, top, near)
+    good = means.index[sign * means >= top - within - 1e-12]
     low, high = float(good.min()), float(good.max())
     name = "training loss" if metric is None else f"validation {metric.name}"
     reason = (
