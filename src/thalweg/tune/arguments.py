@@ -1,12 +1,11 @@
 """What a person asks for, checked where it comes in; one sentence for what cannot be used."""
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
-import numpy as np
 import torch
 
+from thalweg import errors
 from thalweg.errors import ArgumentError
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.registry import OPTIMIZERS, enter, key
@@ -19,6 +18,11 @@ Named: TypeAlias = str | Rule | type[RuleOptimizer]
 
 class TuneError(ArgumentError):
     """Something asked of a range test, or of a measurement, that cannot be done."""
+
+
+whole = partial(errors.whole, error=TuneError)
+positive = partial(errors.positive, error=TuneError)
+seeds_of = partial(errors.seeds_of, error=TuneError)
 
 
 def named(optimizer: Named) -> str:
@@ -55,35 +59,3 @@ def device_of(device: str) -> torch.device:
             raise TuneError("device", f"torch finds {count} GPUs here, got {device!r}")
         torch.cuda.init()  # type: ignore[no-untyped-call]
     return found
-
-
-def whole(argument: str, value: Any) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise TuneError(argument, f"must be a whole number of at least 1, got {value!r}")
-    return int(value)
-
-
-def positive(argument: str, value: Any) -> float:
-    """A finite number above 0."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise TuneError(argument, f"must be positive and finite, got {value!r}")
-    return number
-
-
-def seeds_of(seeds: int | Sequence[int]) -> list[int]:
-    """How many, or which, as a list."""
-    if isinstance(seeds, int | np.integer):
-        return list(range(whole("seeds", seeds)))
-    chosen = list(seeds) if isinstance(seeds, Iterable) else []
-    sound = all(
-        isinstance(s, int | np.integer) and not isinstance(s, bool) and 0 <= s < 2**63
-        for s in chosen
-    )
-    if not chosen or not sound:
-        raise TuneError("seeds", f"must be how many, or whole numbers from 0, got {seeds!r}")
-    return list(dict.fromkeys(int(seed) for seed in chosen))

@@ -1,0 +1,1 @@
+"""Surfaces, trajectories, critical points, Hessian operators and spectra, gradient flow."""
