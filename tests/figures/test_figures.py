@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from thalweg.figures import learning_curves, metric_against_lr, number, time_to_target
+from thalweg.figures import learning_curves, metric_against_lr, time_to_target
+from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
 
 

@@ -118,7 +118,7 @@ def _cells(found: "BatchSizes") -> tuple[list[str], list[list[str]]]:
     """The table in words: heads and rows."""
     import numpy as np
 
-    from thalweg.figures import number
+    from thalweg.numbers import number
     from thalweg.studies.intervals import points
 
     metric = found.metric

@@ -116,7 +116,7 @@ def lr(
 
 
 def _rows(found: "list[LRRange]") -> list[list[str]]:
-    from thalweg.figures import number
+    from thalweg.numbers import number
 
     def pair(ends: tuple[float, float] | None) -> str:
         return "–" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
@@ -163,9 +163,9 @@ def _print(found: "list[LRRange]") -> None:
 def _write(out: Path, found: "list[LRRange]") -> None:
     import pandas as pd
 
-    from thalweg.figures import number
     from thalweg.figures.html import page, table
     from thalweg.figures.tune import rates
+    from thalweg.numbers import number
 
     lead = "; ".join(
         f"{one.optimizer}: begin at {number(one.suggestion)}"

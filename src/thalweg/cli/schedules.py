@@ -95,7 +95,7 @@ def _table(chosen: "dict[str, Schedule]", steps: int, lr: float) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from thalweg.figures import number
+    from thalweg.numbers import number
     from thalweg.schedules import SCHEDULES
 
     table = Table(box=None, pad_edge=False, header_style="bold")

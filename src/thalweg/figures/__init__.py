@@ -2,7 +2,6 @@
 
 from thalweg.figures.schedules import schedule_lines, schedules
 from thalweg.figures.study import effect, learning_curves, metric_against_lr, time_to_target
-from thalweg.figures.style import number
 from thalweg.figures.tune import batch_sizes, noise, range_test, rates
 
 __all__ = [
@@ -11,7 +10,6 @@ __all__ = [
     "learning_curves",
     "metric_against_lr",
     "noise",
-    "number",
     "range_test",
     "rates",
     "schedule_lines",

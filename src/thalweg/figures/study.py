@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import COLORS, DASHES, SYMBOLS, finish, number, shade
+from thalweg.figures.style import COLORS, DASHES, SYMBOLS, finish, shade
+from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
 
 __all__ = ["effect", "learning_curves", "metric_against_lr", "time_to_target"]

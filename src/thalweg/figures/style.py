@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-__all__ = ["COLORS", "DASHES", "SYMBOLS", "finish", "number", "shade"]
+__all__ = ["COLORS", "DASHES", "SYMBOLS", "finish", "shade"]
 
 # What tells levels of a factor apart, where colours are the optimizers'.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -55,11 +55,3 @@ def shade(color: str) -> str:
     """The same colour, nearly transparent, for bands."""
     red, green, blue = hex_to_rgb(color)
     return f"rgba({red}, {green}, {blue}, 0.18)"
-
-
-def number(value: float) -> str:
-    """Three significant digits, with an exponent only where zeros would pile up."""
-    if value == 0 or 1e-4 <= abs(value) < 1e4:
-        return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"

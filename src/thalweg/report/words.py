@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from thalweg.figures import number
+from thalweg.numbers import number
 from thalweg.studies import Factor, StudyResult
 
 __all__ = [

@@ -1,0 +1,87 @@
+"""What a diagnosis knows of a training, and what it suspects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from thalweg.diagnosis.scale import Scale
+from thalweg.diagnosis.setting import Array, Outcome, Setting
+from thalweg.replicas import Programs
+from thalweg.studies.intervals import shown
+from thalweg.tasks import Task
+
+__all__ = ["Case", "Suspicion", "Trial"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A change that is tried before it is advised.
+
+    Attributes:
+        words: the change, as the first words of an advice: "lower the learning rate to 1e-4".
+        setting: the training with it.
+        against: what it is compared with, if that is not the training as it is set.
+    """
+
+    words: str
+    setting: Setting
+    against: Setting | None = None
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A cause that what was seen speaks for.
+
+    Attributes:
+        cause: its name.
+        evidence: what was seen, one sentence or more.
+        trials: changes that would mend it; how much they gain says how sure the cause is.
+        confidence: how sure it is from what was seen alone; None if trials are to say.
+        gain: what mending it would gain, in shares of what can be reached; None likewise.
+        advice: what to do where no trial says, a sentence.
+    """
+
+    cause: str
+    evidence: str
+    trials: tuple[Trial, ...] = ()
+    confidence: float | None = None
+    gain: float | None = None
+    advice: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A training as it was seen.
+
+    Attributes:
+        given: the task as it came, whatever its values.
+        setting: the training, of that task without samples that cannot be computed with.
+        seeds: that it was trained from.
+        base: what came of it.
+        rates: what came of other learning rates, by the factor on the one that is set.
+        scale: of validation metrics.
+        flow: activations and gradients of one run, as `thalweg.landscape.flow` sees them.
+        programs: passes already built.
+    """
+
+    given: Task
+    setting: Setting
+    seeds: Sequence[int]
+    base: Outcome
+    rates: Mapping[float, Outcome]
+    scale: Scale
+    programs: Programs = field(default_factory=dict)
+
+    @property
+    def skill(self) -> float:
+        """Of the training as it is set: 0 for knowing nothing, 1 for the best there was."""
+        return float(self.scale.skill(self.scores(self.base)).mean())
+
+    def scores(self, outcome: Outcome) -> Array:
+        """Best validation metrics of a training, ``(seeds,)``; the floor where it diverged."""
+        metric = self.scale.metric
+        return outcome.best("validation_metric", self.scale.floor, metric.higher_is_better)
+
+    def said(self, outcome: Outcome) -> str:
+        """The metric of a training in a sentence: "accuracy 97.2 %"."""
+        metric = self.scale.metric
+        return f"{metric.name} {shown(metric, float(self.scores(outcome).mean()))}"

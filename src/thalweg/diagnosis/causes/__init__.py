@@ -1,0 +1,28 @@
+"""Why a training may fail, a function each: from what was seen to a suspicion and what to try.
+
+To add one: its function in the module where it belongs, and its line here.
+"""
+
+from collections.abc import Callable
+
+from thalweg.diagnosis.case import Case, Suspicion
+from thalweg.diagnosis.causes.data import inputs_not_normalised, labels_random, nan_in_data
+from thalweg.diagnosis.causes.fit import overfitting, wrong_loss
+from thalweg.diagnosis.causes.rates import batch_too_large, lr_too_high, lr_too_low
+
+__all__ = ["CAUSES", "HEALTHY"]
+
+HEALTHY = "healthy"
+
+# The more special before the more general: where two explain a failure as well, the first is it.
+# What data, weights or layers do wrong, another learning rate often mends in part.
+CAUSES: tuple[Callable[[Case], Suspicion | None], ...] = (
+    nan_in_data,
+    labels_random,
+    wrong_loss,
+    inputs_not_normalised,
+    batch_too_large,
+    lr_too_high,
+    lr_too_low,
+    overfitting,
+)

@@ -1,0 +1,270 @@
+"""Changes to a task that may mend it: of its data, its weights, its layers or its loss.
+
+Each gives a task like the given one; nothing of that is touched.
+"""
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from thalweg.tasks import LOSSES, Metric, Split, Task
+from thalweg.tasks.metrics import ACCURACY
+
+__all__ = [
+    "classified",
+    "cleaned",
+    "from_weights",
+    "gain_of",
+    "has_activations",
+    "initialised",
+    "moved",
+    "normalised",
+    "of_probabilities",
+    "rectified",
+    "reset",
+    "rounded",
+    "standardised",
+    "with_model",
+]
+
+# What a layer's outputs go through decides how large its weights should be at the start.
+TANH = (nn.Tanh, nn.Softsign, nn.Hardtanh)
+SIGMOID = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid)
+RELU = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def with_model(task: Task, name: str, change: Callable[[nn.Module], nn.Module]) -> Task:
+    """The task with a change to every module that its factory makes.
+
+    Args:
+        task: as it is.
+        name: of the change, a word.
+        change: from a fresh module to another, or the same one changed.
+    """
+
+    def model() -> nn.Module:
+        return change(task.model())
+
+    return _like(task, model=model, name=f"{task.name}, {name}")
+
+
+def _like(task: Task, **fields: Any) -> Task:
+    """A copy with other fields, whose data is not looked through again."""
+    made = copy(task)
+    for name in ("fingerprint", "parameters"):  # found once and kept
+        made.__dict__.pop(name, None)
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def cleaned(task: Task) -> Task:
+    """Without the samples that have NaN or infinite values."""
+    return _like(task, **{part: _finite(getattr(task, part)) for part in PARTS})
+
+
+PARTS = ("train", "validation", "test")
+
+
+def _finite(split: Split) -> Split:
+    good = torch.ones(len(split), dtype=torch.bool)
+    for tensor in split.tensors:
+        if tensor.is_floating_point():
+            good &= tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
+    return split if bool(good.all()) else Split(*split[good])
+
+
+def standardised(task: Task) -> Task:
+    """With every input at mean 0 and standard deviation 1 over the training data."""
+
+    def scaled(train: Tensor, given: Tensor) -> Tensor:
+        if not train.is_floating_point():
+            return given
+        mean, std = train.mean(0), train.std(0, correction=0)
+        return (given - mean) / torch.where(std > 0, std, torch.ones_like(std))
+
+    def part(split: Split) -> Split:
+        return Split(tree_map(scaled, task.train.x, split.x), split.y)
+
+    return _like(
+        task, name=f"{task.name}, standardised", **{p: part(getattr(task, p)) for p in PARTS}
+    )
+
+
+def reset(task: Task) -> Task:
+    """With the weights that torch's layers have by default; other matrices as Glorot has them."""
+
+    def change(module: nn.Module) -> nn.Module:
+        known = set()
+        for part in module.modules():
+            begin = getattr(part, "reset_parameters", None)
+            if callable(begin):
+                begin()
+                known |= {id(p) for p in part.parameters(recurse=False)}
+        for p in module.parameters():
+            if id(p) not in known and p.ndim > 1:
+                nn.init.xavier_uniform_(p)
+        return module
+
+    return with_model(task, "reset", change)
+
+
+def gain_of(module: nn.Module) -> float:
+    """The gain for weights before an activation (`torch.nn.init.calculate_gain`)."""
+    if isinstance(module, TANH):
+        return nn.init.calculate_gain("tanh")
+    return nn.init.calculate_gain("relu") if isinstance(module, RELU) else 1.0
+
+
+def initialised(task: Task) -> Task:
+    """With weights whose outputs keep their size, and biases of 0.
+
+    The variance is the gain's square over the number of inputs: that of He et al. (2015,
+    https://arxiv.org/abs/1502.01852) before ReLU and its kin, that of Glorot and Bengio (2010)
+    before others.
+    """
+
+    def change(module: nn.Module) -> nn.Module:
+        parts = list(module.modules())
+        after = {
+            id(layer): gain_of(following)
+            for layer, following in pairwise(parts)
+            if isinstance(layer, LAYERS)
+        }
+        for part in parts:
+            if isinstance(part, LAYERS):
+                fan = part.weight[0].numel()
+                nn.init.normal_(part.weight, std=after.get(id(part), 1.0) / fan**0.5)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+        return module
+
+    return with_model(task, "initialised", change)
+
+
+def normalised(task: Task) -> Task:
+    """With every hidden layer's outputs normalised, sample by sample.
+
+    Layer normalisation (Ba et al. 2016, https://arxiv.org/abs/1607.06450) after linear layers, over
+    all channels after convolutions; the last layer stays.
+    """
+
+    def change(module: nn.Module) -> nn.Module:
+        layers = [name for name, part in module.named_modules() if isinstance(part, LAYERS)]
+        for name in layers[:-1]:
+            layer = module.get_submodule(name)
+            width = layer.weight.shape[0]
+            norm = nn.LayerNorm(width) if isinstance(layer, nn.Linear) else nn.GroupNorm(1, width)
+            _put(module, name, _Normalised(layer, norm))
+        return module
+
+    return with_model(task, "normalised", change)
+
+
+class _Normalised(nn.Sequential):
+    """A layer and what normalises its outputs, which still has the layer's attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.isdigit():
+                raise
+            return getattr(super().__getattr__("0"), name)
+
+
+def rectified(task: Task) -> Task:
+    """With leaky ReLU for every activation that is a module, and weights to go with it."""
+
+    def change(module: nn.Module) -> nn.Module:
+        for name, part in list(module.named_modules()):
+            if isinstance(part, (*TANH, *SIGMOID, *RELU)):
+                _put(module, name, nn.LeakyReLU(0.01))
+        return module
+
+    return initialised(with_model(task, "leaky ReLU", change))
+
+
+def has_activations(module: nn.Module) -> bool:
+    """Whether there is anything for `rectified` to exchange."""
+    return any(isinstance(part, (*TANH, *SIGMOID, *RELU)) for part in module.modules())
+
+
+def _put(module: nn.Module, name: str, part: nn.Module) -> None:
+    above, _, last = name.rpartition(".")
+    setattr(module.get_submodule(above), last, part)
+
+
+def of_probabilities(task: Task) -> Task:
+    """With the cross-entropy of outputs that are probabilities already."""
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return LOSSES["cross_entropy"].of(outputs.clamp_min(1e-7).log(), y)
+
+    return task.with_loss(loss)
+
+
+def classified(task: Task, classes: int) -> Task:
+    """With an output for every class and the cross-entropy, in place of one number for them all."""
+
+    def change(module: nn.Module) -> nn.Module:
+        names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+        last = module.get_submodule(names[-1])
+        wide = nn.Linear(last.in_features, classes, bias=last.bias is not None)
+        if len(names) == 1 and not names[0]:
+            return wide
+        _put(module, names[-1], wide)
+        return module
+
+    def part(split: Split) -> Split:
+        return Split(split.x, split.y.flatten().long())  # type: ignore[union-attr]
+
+    made = with_model(task, "classified", change)
+    return _like(
+        made,
+        **{p: part(getattr(task, p)) for p in PARTS},
+        loss=LOSSES["cross_entropy"],
+        metric=ACCURACY,
+    )
+
+
+def from_weights(task: Task, weights: Mapping[str, Tensor]) -> Task:
+    """Starting from given weights, a state dictionary, whatever the seed."""
+
+    def change(module: nn.Module) -> nn.Module:
+        module.load_state_dict(dict(weights))
+        return module
+
+    return with_model(task, "from weights", change)
+
+
+def moved(task: Task, direction: Mapping[str, Tensor], length: float) -> Task:
+    """Starting a step away from where it does, along a direction by the parameters' names."""
+
+    def change(module: nn.Module) -> nn.Module:
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                if name in direction:
+                    p += length * direction[name].to(p)
+        return module
+
+    return with_model(task, "moved", change)
+
+
+def rounded(task: Task) -> Task:
+    """Judged by how often the nearest whole number is the target."""
+
+    def right(outputs: Tensor, y: Tensor) -> Tensor:
+        return (outputs.reshape(y.shape).round() == y).to(outputs.dtype).mean()
+
+    return _like(
+        task,
+        name=f"{task.name}, rounded",
+        metric=Metric("accuracy", right, percent=True, mean=True),
+    )

@@ -1,0 +1,196 @@
+"""From a task and how it is trained to what is wrong with it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from thalweg.diagnosis.arguments import DiagnosisError, positive, seeds_of, whole
+from thalweg.diagnosis.case import Case, Suspicion, Trial
+from thalweg.diagnosis.causes import CAUSES, HEALTHY
+from thalweg.diagnosis.changes import cleaned
+from thalweg.diagnosis.result import Diagnosis, Finding
+from thalweg.diagnosis.scale import Effect, effect, scale_of
+from thalweg.diagnosis.setting import Outcome, Setting, outcomes
+from thalweg.numbers import number
+from thalweg.optim.registry import OPTIMIZERS
+from thalweg.replicas import Programs
+from thalweg.schedules import Schedule
+from thalweg.studies.intervals import shown
+from thalweg.tasks import Task, load
+from thalweg.tune.arguments import Named, named
+
+__all__ = ["diagnose"]
+
+EPOCHS = 30
+# Other learning rates, by the factor on the one that is set.
+FACTORS = (1e-4, 1e-3, 1e-2, 1e-1, 10**-0.5, 10**0.5, 1e1, 1e2, 1e3, 1e4)
+# What explains nearly as much as the best explanation, and is more special, goes before it.
+NEARLY = 0.75
+BELIEVED = 0.5
+
+
+def diagnose(
+    task: str | Task,
+    optimizer: Named = "adam",
+    lr: float | None = None,
+    *,
+    schedule: str | Schedule | None = None,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    loss: Any = None,
+    seeds: int | Sequence[int] = 4,
+    progress: Callable[[str], None] = lambda doing: None,
+) -> Diagnosis:
+    """Say what is wrong with a training, how sure that is, and what mends it.
+
+    The training is run as it is set, from a few seeds; so are trainings with other learning rates,
+    and with each change that what was seen speaks for: all seeds, and all settings of one model, as
+    replicas. A cause is found if mending it gains what counts, or if what was seen leaves no doubt.
+    """
+    setting = _setting(task, optimizer, lr, schedule, batch_size, epochs, loss)
+    chosen = seeds_of(seeds)
+    programs: Programs = {}
+    given = setting.task
+    setting = setting.but(task=cleaned(given))
+    progress("training as it is set, and with other learning rates")
+    grid = {f: setting.but(lr=f * setting.lr) for f in FACTORS}
+    base, *others = outcomes([setting, *grid.values()], chosen, programs, keep=True)
+    rates = dict(zip(grid, others, strict=True))
+    scale = scale_of(setting.task, [base, *others])
+    case = Case(given, setting, chosen, base, rates, scale, programs)
+    suspicions = [s for cause in CAUSES if (s := cause(case)) is not None]
+    tried = {id(o.setting): o for o in (base, *others)}
+    wanted = {
+        id(one): one
+        for s in suspicions
+        for trial in s.trials
+        for one in (trial.setting, trial.against)
+        if one is not None and id(one) not in tried
+    }
+    if wanted:
+        progress(f"trying {len(wanted)} change{'s' * (len(wanted) > 1)}")
+        for outcome in outcomes(list(wanted.values()), chosen, programs):
+            tried[id(outcome.setting)] = outcome
+    of_task = [o for o in tried.values() if o.setting.task.metric is scale.metric]
+    case = replace(case, scale=scale_of(setting.task, of_task))
+    return _diagnosis(case, suspicions, tried)
+
+
+def _setting(
+    task: str | Task,
+    optimizer: Named,
+    lr: float | None,
+    schedule: str | Schedule | None,
+    batch_size: int | None,
+    epochs: int | None,
+    loss: Any,
+) -> Setting:
+    given = load(task) if isinstance(task, str) else task
+    if loss is not None:
+        given = given.with_loss(loss)
+    entry = OPTIMIZERS[named(optimizer)]
+    low, high = entry.lr_range
+    rate = (low * high) ** 0.5 if lr is None else positive("lr", lr)
+    size = given.batch_size if batch_size is None else whole("batch_size", batch_size)
+    if size > len(given.train):
+        raise DiagnosisError(
+            "batch_size", f"{size} is more than the {len(given.train)} training samples"
+        )
+    count = EPOCHS if epochs is None else whole("epochs", epochs)
+    return Setting(given, entry.rule, entry.rule.complete({"lr": rate}), size, count, schedule)
+
+
+def _diagnosis(
+    case: Case, suspicions: Sequence[Suspicion], tried: Mapping[int, Outcome]
+) -> Diagnosis:
+    weighed = [(s, _effects(case, s, tried)) for s in suspicions]
+    findings = [f for s, effects in weighed if (f := _finding(case, s, effects)) is not None]
+    most = max((f.gain for f in findings), default=0.0)
+    place = {cause.__name__: i for i, cause in enumerate(CAUSES)}
+
+    def order(finding: Finding) -> tuple[bool, float]:
+        explains = finding.gain >= NEARLY * most
+        return not explains, place[finding.cause] if explains else -finding.gain
+
+    findings.sort(key=order)
+    rows = [
+        {
+            "cause": s.cause,
+            "change": trial.words,
+            "gain": e.gain,
+            "low": e.low,
+            "high": e.high,
+            "metric": float(case.scores(tried[id(trial.setting)]).mean()),
+        }
+        for s, effects in weighed
+        for trial, e in effects
+    ]
+    columns = ["cause", "change", "gain", "low", "high", "metric"]
+    return Diagnosis(
+        case,
+        tuple(findings or [_healthy(case, len(tried) - 1)]),
+        pd.DataFrame(rows, columns=columns),
+    )
+
+
+def _effects(
+    case: Case, suspicion: Suspicion, tried: Mapping[int, Outcome]
+) -> list[tuple[Trial, Effect]]:
+    found = []
+    for trial in suspicion.trials:
+        after = tried[id(trial.setting)]
+        before = case.base if trial.against is None else tried[id(trial.against)]
+        scale = case.scale
+        if after.setting.task.metric is not scale.metric:
+            scale = scale_of(after.setting.task, [before, after])
+        higher = scale.metric.higher_is_better
+        scores = (o.best("validation_metric", scale.floor, higher) for o in (before, after))
+        found.append((trial, effect(scale, *scores)))
+    return found
+
+
+def _finding(
+    case: Case, suspicion: Suspicion, effects: Sequence[tuple[Trial, Effect]]
+) -> Finding | None:
+    best = max(effects, key=lambda pair: (pair[1].confidence, pair[1].gain), default=None)
+    sure = suspicion.confidence
+    if sure is None:
+        if best is None or best[1].confidence < BELIEVED:
+            return None
+        sure = best[1].confidence
+    gain = suspicion.gain
+    if gain is None:
+        gain = 0.0 if best is None else max(best[1].gain, 0.0)
+    return Finding(
+        suspicion.cause, sure, suspicion.evidence, _advice(case, suspicion, effects), gain
+    )
+
+
+def _advice(case: Case, suspicion: Suspicion, effects: Sequence[tuple[Trial, Effect]]) -> str:
+    helped = sorted(
+        (pair for pair in effects if pair[1].gain > 0 and pair[1].confidence >= BELIEVED),
+        key=lambda pair: -pair[1].gain,
+    )
+    said = [f"{trial.words} (tried: {_gained(e)})" for trial, e in helped]
+    first = "; or ".join(said)
+    sentence = f"{first[0].upper()}{first[1:]}." if first else ""
+    return " ".join(part for part in (sentence, suspicion.advice) if part)
+
+
+def _gained(e: Effect) -> str:
+    return f"gains {e.gain:.0%} of what can be reached, {e.low:.0%} to {e.high:.0%}"
+
+
+def _healthy(case: Case, trials: int) -> Finding:
+    metric = case.scale.metric
+    return Finding(
+        HEALTHY,
+        min(0.99, max(0.5, case.skill)),
+        f"The {case.said(case.base)} on validation data is {case.skill:.0%} of the way from "
+        f"knowing nothing ({shown(metric, case.scale.floor)}) to the best of {trials} other "
+        f"trainings ({shown(metric, case.scale.reach)}); none gains enough to count.",
+        f"Train on as it is: {number(case.setting.lr)} is a good learning rate.",
+        0.0,
+    )

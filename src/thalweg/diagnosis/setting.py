@@ -1,0 +1,185 @@
+"""A training as it is set, and what came of several of them trained side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thalweg.replicas import Budget, Factors, Programs, Replica, train
+from thalweg.rules import Rule
+from thalweg.schedules import Schedule
+from thalweg.studies.factors import Variant
+from thalweg.studies.spec import factors_of
+from thalweg.tasks import Task
+
+__all__ = ["Outcome", "Setting", "outcomes"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+WINDOW = 3  # epochs that a best value is the mean of, so that one lucky epoch is not the best
+LAST = 0.1  # of the epochs, that an end value is the mean of
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a task is trained.
+
+    Attributes:
+        task: what is trained.
+        rule: of the optimizer.
+        hyper: complete hyperparameters of it, the learning rate among them.
+        batch_size: samples a step.
+        epochs: passes over the training data.
+        schedule: what the learning rate follows, as typed or made; None for one that stays.
+    """
+
+    task: Task
+    rule: Rule
+    hyper: Mapping[str, Any]
+    batch_size: int
+    epochs: int
+    schedule: str | Schedule | None = None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
+        return float(self.hyper["lr"])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training data."""
+        return max(1, len(self.task.train) // self.batch_size)
+
+    def but(self, *, lr: float | None = None, **changes: Any) -> "Setting":
+        """The same with something changed."""
+        hyper = dict(changes.pop("hyper", {})) | ({} if lr is None else {"lr": lr})
+        return replace(self, hyper={**self.hyper, **hyper}, **changes)
+
+    @property
+    def budget(self) -> Budget:
+        """How long a run trains."""
+        per_epoch = self.steps_per_epoch
+        return Budget(self.epochs * per_epoch, self.batch_size, per_epoch)
+
+    @property
+    def factors(self) -> Factors | None:
+        """What multiplies the learning rate at each step.
+
+        Raises:
+            StudyError: for a schedule that there is not, or that ends before the run does.
+        """
+        return factors_of(Variant(self.task, self.batch_size, self.schedule), self.budget)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a setting, trained once from each seed.
+
+    Attributes:
+        setting: what was trained.
+        curves: a row a seed and epoch: ``seed, epoch, train_loss, validation_loss,
+            validation_metric``; none after a run diverged.
+        diverged_at: step at which each seed's run diverged, 0 for those that did not.
+        weights: at the end of the first seed's run, by name; empty if it was not asked for.
+    """
+
+    setting: Setting
+    curves: pd.DataFrame
+    diverged_at: Mapping[int, int]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def diverged(self) -> float:
+        """Share of the runs that did."""
+        return float(np.mean([step > 0 for step in self.diverged_at.values()]))
+
+    def grid(self, column: str) -> Array:
+        """Values of a column, ``(seeds, epochs)``, NaN where there are none."""
+        table = self.curves.pivot_table(index="seed", columns="epoch", values=column)
+        epochs = range(1, self.setting.epochs + 1)
+        return table.reindex(index=list(self.diverged_at), columns=epochs).to_numpy(dtype=float)
+
+    def end(self, column: str, broken: float) -> Array:
+        """Mean of the last epochs, ``(seeds,)``; ``broken`` for runs that diverged."""
+        last = max(1, round(LAST * self.setting.epochs))
+        return self._or(self.grid(column)[:, -last:].mean(1), broken)
+
+    def best(self, column: str, broken: float, higher: bool) -> Array:
+        """Best mean of a few epochs, ``(seeds,)``; ``broken`` for runs that diverged."""
+        grid = self.grid(column)
+        width = min(WINDOW, grid.shape[1])
+        means = np.lib.stride_tricks.sliding_window_view(grid, width, axis=1).mean(2)
+        filled = np.where(np.isfinite(means), means, -np.inf if higher else np.inf)
+        return self._or(filled.max(1) if higher else filled.min(1), broken)
+
+    def _or(self, values: Array, broken: float) -> Array:
+        gone = np.array([step > 0 for step in self.diverged_at.values()])
+        return np.where(gone | ~np.isfinite(values), broken, values)
+
+
+def outcomes(
+    settings: Sequence[Setting], seeds: Sequence[int], programs: Programs, keep: bool = False
+) -> list[Outcome]:
+    """Train every setting once from each seed; those of one task and batch size together.
+
+    Args:
+        settings: what to train.
+        seeds: of initial weights and order of batches, the same for all.
+        programs: passes already built, to be used and added to.
+        keep: whether the first setting's weights are wanted.
+    """
+    together: dict[tuple[int, int, int], list[int]] = {}
+    for i, one in enumerate(settings):
+        together.setdefault((id(one.task), one.batch_size, one.epochs), []).append(i)
+    found: dict[int, Outcome] = {}
+    for members in together.values():
+        found |= _trained(settings, members, seeds, programs, keep and 0 in members)
+    return [found[i] for i in range(len(settings))]
+
+
+def _trained(
+    settings: Sequence[Setting],
+    members: Sequence[int],
+    seeds: Sequence[int],
+    programs: Programs,
+    keep: bool,
+) -> dict[int, Outcome]:
+    first = settings[members[0]]
+    runs = [(i, seed) for i in members for seed in seeds]
+    factors = {i: settings[i].factors for i in members}
+    replicas = [Replica(settings[i].rule, settings[i].hyper, seed, factors[i]) for i, seed in runs]
+    rows: dict[int, list[dict[str, Any]]] = {i: [] for i in members}
+    diverged: dict[int, dict[int, int]] = {i: dict.fromkeys(seeds, 0) for i in members}
+    weights: Mapping[str, Tensor] = {}
+    for seen in train(
+        first.task, replicas, first.budget, programs=programs, keep=[0] if keep else []
+    ):
+        weights = seen.weights.get(0, weights)
+        for place, replica in enumerate(seen.replicas.tolist()):
+            i, seed = runs[replica]
+            if seen.diverged_at[place]:
+                diverged[i][seed] = int(seen.diverged_at[place])
+                continue
+            rows[i].append(
+                {
+                    "seed": seed,
+                    "epoch": seen.epoch,
+                    "train_loss": seen.train_loss[place],
+                    "validation_loss": seen.validation_loss[place],
+                    "validation_metric": seen.validation_metric[place],
+                }
+            )
+    columns = ["seed", "epoch", "train_loss", "validation_loss", "validation_metric"]
+    return {
+        i: Outcome(
+            settings[i],
+            pd.DataFrame(rows[i], columns=columns),
+            diverged[i],
+            weights if keep and i == members[0] else {},
+        )
+        for i in members
+    }
