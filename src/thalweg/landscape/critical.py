@@ -1,4 +1,4 @@
-"""What kind of point a function is at, by its gradient and the signs of its Hessian's eigenvalues."""
+"""What kind of point a function is at, by its gradient and its Hessian's eigenvalues."""
 
 import math
 from collections.abc import Callable
