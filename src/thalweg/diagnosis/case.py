@@ -20,11 +20,13 @@ class Trial:
         words: the change, as the first words of an advice: "lower the learning rate to 1e-4".
         setting: the training with it.
         against: what it is compared with, if that is not the training as it is set.
+        ends: whether what counts is where both end, and not the best that each came to.
     """
 
     words: str
     setting: Setting
     against: Setting | None = None
+    ends: bool = False
 
 
 @dataclass(frozen=True)

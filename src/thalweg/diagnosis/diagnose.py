@@ -11,14 +11,15 @@ from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.causes import CAUSES, HEALTHY
 from thalweg.diagnosis.changes import cleaned
 from thalweg.diagnosis.result import Diagnosis, Finding
-from thalweg.diagnosis.scale import Effect, effect, scale_of
-from thalweg.diagnosis.setting import Outcome, Setting, outcomes
+from thalweg.diagnosis.scale import Effect, Scale, effect, scale_of
+from thalweg.diagnosis.setting import Array, Outcome, Setting, outcomes
 from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Programs
 from thalweg.schedules import Schedule
 from thalweg.studies.intervals import shown
 from thalweg.tasks import Task, load
+from thalweg.tasks.data import nonfinite_taken
 from thalweg.tune.arguments import Named, named
 
 __all__ = ["diagnose"]
@@ -26,13 +27,15 @@ __all__ = ["diagnose"]
 EPOCHS = 30
 # Other learning rates, by the factor on the one that is set.
 FACTORS = (1e-4, 1e-3, 1e-2, 1e-1, 10**-0.5, 10**0.5, 1e1, 1e2, 1e3, 1e4)
+FEW = (1e-2, 1e-1, 1e1, 1e2)  # where the training itself takes so long (seconds)
+SLOW = 6.0
 # What explains nearly as much as the best explanation, and is more special, goes before it.
 NEARLY = 0.75
 BELIEVED = 0.5
 
 
 def diagnose(
-    task: str | Task,
+    task: str | Task | Callable[[], Task],
     optimizer: Named = "adam",
     lr: float | None = None,
     *,
@@ -54,9 +57,13 @@ def diagnose(
     programs: Programs = {}
     given = setting.task
     setting = setting.but(task=cleaned(given))
-    progress("training as it is set, and with other learning rates")
-    grid = {f: setting.but(lr=f * setting.lr) for f in FACTORS}
-    base, *others = outcomes([setting, *grid.values()], chosen, programs, keep=True)
+    progress("training as it is set")
+    start = perf_counter()
+    (base,) = outcomes([setting], chosen, programs, keep=True)
+    factors = FACTORS if perf_counter() - start < SLOW else FEW
+    progress("training with other learning rates")
+    grid = {f: setting.but(lr=f * setting.lr) for f in factors}
+    others = outcomes(list(grid.values()), chosen, programs)
     rates = dict(zip(grid, others, strict=True))
     scale = scale_of(setting.task, [base, *others])
     case = Case(given, setting, chosen, base, rates, scale, programs)
@@ -79,7 +86,7 @@ def diagnose(
 
 
 def _setting(
-    task: str | Task,
+    task: str | Task | Callable[[], Task],
     optimizer: Named,
     lr: float | None,
     schedule: str | Schedule | None,
@@ -87,7 +94,10 @@ def _setting(
     epochs: int | None,
     loss: Any,
 ) -> Setting:
-    given = load(task) if isinstance(task, str) else task
+    with nonfinite_taken():
+        given = load(task) if isinstance(task, str) else task() if callable(task) else task
+    if not isinstance(given, Task):
+        raise DiagnosisError("task", f"must be a thalweg.Task or its name, got {given!r}")
     if loss is not None:
         given = given.with_loss(loss)
     entry = OPTIMIZERS[named(optimizer)]
@@ -145,10 +155,15 @@ def _effects(
         scale = case.scale
         if after.setting.task.metric is not scale.metric:
             scale = scale_of(after.setting.task, [before, after])
-        higher = scale.metric.higher_is_better
-        scores = (o.best("validation_metric", scale.floor, higher) for o in (before, after))
+        scores = (_scores(o, scale, trial.ends) for o in (before, after))
         found.append((trial, effect(scale, *scores)))
     return found
+
+
+def _scores(outcome: Outcome, scale: Scale, ends: bool) -> Array:
+    if ends:
+        return outcome.end("validation_metric", scale.floor)
+    return outcome.best("validation_metric", scale.floor, scale.metric.higher_is_better)
 
 
 def _finding(

@@ -9,6 +9,7 @@ from thalweg.diagnosis.case import Case, Suspicion
 from thalweg.diagnosis.causes.data import inputs_not_normalised, labels_random, nan_in_data
 from thalweg.diagnosis.causes.fit import overfitting, wrong_loss
 from thalweg.diagnosis.causes.rates import batch_too_large, lr_too_high, lr_too_low
+from thalweg.diagnosis.causes.start import zero_init
 
 __all__ = ["CAUSES", "HEALTHY"]
 
@@ -20,6 +21,7 @@ CAUSES: tuple[Callable[[Case], Suspicion | None], ...] = (
     nan_in_data,
     labels_random,
     wrong_loss,
+    zero_init,
     inputs_not_normalised,
     batch_too_large,
     lr_too_high,

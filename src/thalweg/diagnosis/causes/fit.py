@@ -102,6 +102,8 @@ def _of_classes(case: Case, outputs: Tensor, y: Tensor, classes: int) -> Suspici
                 ),
             ),
             confidence=0.97,
+            advice="The loss takes logits: a network for it ends without a softmax, and has one "
+            "only where probabilities are wanted.",
         )
     if is_usual:
         return None
@@ -168,7 +170,7 @@ def overfitting(case: Case) -> Suspicion | None:
     error = max(float(rises.std(ddof=1)) if n > 1 else np.inf, 0.02) / np.sqrt(n)
     sure = float(stdtr(n - 1, rises.mean() / error)) if n > 1 else 0.7
     setting = case.setting
-    shorter = [Trial(f"stop after epoch {epoch + 1}", setting.but(epochs=epoch + 1))]
+    shorter = [Trial(f"stop after epoch {epoch + 1}", setting.but(epochs=epoch + 1), ends=True)]
     decayed = []
     if "weight_decay" in setting.hyper:
         decay = max(10 * float(setting.hyper["weight_decay"]), 1e-2)
@@ -176,6 +178,7 @@ def overfitting(case: Case) -> Suspicion | None:
             Trial(
                 f"raise the weight decay to {number(decay)}",
                 setting.but(hyper={"weight_decay": decay}),
+                ends=True,
             )
         ]
     gap = float(end.mean() - train[:, -last:].mean())

@@ -36,8 +36,9 @@ def _rate(case: Case, cause: str, verb: str, factors: list[float]) -> Suspicion 
         return None
     skills = {f: float(case.scale.skill(case.scores(o)).mean()) for f, o in better.items()}
     top = max(skills.values())
-    # Of rates as good as the best the one nearest to what is set.
-    chosen = min((f for f in skills if skills[f] >= top - 0.02), key=lambda f: abs(np.log(f)))
+    # Of rates as good as the best the one in the middle: those at the ends are good by a hair.
+    good = sorted(f for f in skills if skills[f] >= top - 0.02)
+    chosen = good[len(good) // 2]
     best = better[chosen]
     metric = case.scale.metric
     diverged = case.base.diverged
