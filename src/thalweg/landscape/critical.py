@@ -1,23 +1,26 @@
 """What kind of point a function is at, by its gradient and its Hessian's eigenvalues."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
 
 from thalweg.landscape.arguments import LandscapeError
+from thalweg.landscape.operators import LossLike, hessian
+from thalweg.landscape.spectrum import eigenvalues
 
-__all__ = ["CriticalPoint", "classify"]
+__all__ = ["CriticalPoint", "classify", "classify_network"]
 
-Array: TypeAlias = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.floating[Any]]
 
 EXACT = 1000  # variables, up to which all of the Hessian is made
-ROWS = 64  # of it at once
+ENDS = 6  # eigenvalues at either end, where there are more variables
 CLOSE = 1e-6  # to a critical point, relative: what six digits of its place leave
 ROUNDING = 100 * float(np.finfo(np.float64).eps)
 STEPS = 10.0 ** -np.arange(7.0)
@@ -89,18 +92,24 @@ def classify(
     there = place.clone().requires_grad_()
     with torch.enable_grad():
         value = _value(f, there)
-        if not value.requires_grad:
-            raise LandscapeError("f", "does not depend on x by operations that torch can follow")
-        slope = torch.autograd.grad(
-            value, there, create_graph=True, allow_unused=True, materialize_grads=True
-        )[0]
-    if not bool(slope.isfinite().all()):
+    if not value.requires_grad:
+        raise LandscapeError("f", "does not depend on x by operations that torch can follow")
+    slope = _derivative(value, there, torch.ones_like(value))
+    gradient = slope.detach().flatten().numpy()
+    if not np.isfinite(gradient).all():
         raise LandscapeError("f", f"its gradient is not finite at {_shown(place)}")
-    matrix = _hessian(slope, there)
+    n = place.numel()
+
+    def times(vector: Array) -> Array:
+        along = torch.from_numpy(np.array(vector, np.float64)).reshape(place.shape)
+        return _derivative(slope, there, along).detach().flatten().numpy()
+
+    products = LinearOperator((n, n), times, dtype=np.float64)
+    exact = n <= EXACT
+    matrix = np.stack([times(row) for row in np.eye(n)]) if exact else products @ np.ones(n)
     if not np.isfinite(matrix).all():
         raise LandscapeError("f", f"its second derivatives are not finite at {_shown(place)}")
-    values, vectors = np.linalg.eigh(matrix)
-    gradient = slope.detach().flatten().numpy()
+    spectrum = _spectrum(matrix if exact else products)
 
     def drift(vector: Array) -> float:
         """How fast an eigenvalue changes where the point moves: the norm of its gradient."""
@@ -112,87 +121,173 @@ def classify(
         with torch.no_grad():
             return float(_value(f, torch.from_numpy(moved).reshape(place.shape), finite=False))
 
-    return _judge(
-        float(value.detach()), place, gradient, values, vectors, drift, at, limits, "exact"
+    point = place.flatten().numpy()
+    found = _judge(float(value.detach()), point, gradient, spectrum, drift, at, limits)
+    if found.escape is None:
+        return found
+    return replace(found, escape=found.escape.reshape(place.shape))
+
+
+def classify_network(
+    model: nn.Module,
+    loss: LossLike,
+    data: Any,
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    gradient_tolerance: float | None = None,
+    tolerance: float | None = None,
+) -> CriticalPoint:
+    """Tell whether a network's weights are at a minimum, a saddle or no critical point of its loss.
+
+    The mean loss over all of the data in evaluation mode, in float64, as a function of the
+    weights. As `classify`, without the change of eigenvalues along the weights, which a network
+    with kinks does not have.
+
+    Args:
+        model: as `thalweg.landscape.hessian` takes it.
+        loss: likewise.
+        data: likewise.
+        parameters: likewise.
+        batch_size: likewise.
+        gradient_tolerance: a gradient up to this norm counts as zero.
+        tolerance: an eigenvalue up to this absolute value counts as zero.
+
+    Returns:
+        The point; ``escape`` is a vector of the parameters in order.
+
+    Raises:
+        LandscapeError, TaskError: for an argument that cannot be used, naming it.
+    """
+    limits = [_limit("gradient_tolerance", gradient_tolerance), _limit("tolerance", tolerance)]
+    op = hessian(
+        model, loss, data, parameters=parameters, batch_size=batch_size, dtype=torch.float64
     )
+    point = op.point()
+    exact = len(point) <= EXACT
+    spectrum = _spectrum(op @ np.eye(len(point)) if exact else op)
+    return _judge(
+        op.loss(),
+        point,
+        op.gradient(),
+        spectrum,
+        None,
+        lambda moved: op.loss(moved - point),
+        limits,
+    )
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Eigenvalues, ascending, with their vectors; all of them or both ends.
+
+    Attributes:
+        values, vectors: see `thalweg.landscape.Eigenvalues`.
+        error: of the values, at most.
+        exact: whether these are all.
+    """
+
+    values: Array
+    vectors: Array
+    error: float
+    exact: bool
+
+
+def _spectrum(of: Any) -> _Spectrum:
+    if isinstance(of, np.ndarray):
+        values, vectors = np.linalg.eigh((of + of.T) / 2)
+        return _Spectrum(values, vectors, 0.0, True)
+    found = eigenvalues(of, 2 * ENDS, "both ends")
+    return _Spectrum(found.values, found.vectors, float(found.residuals.max()), False)
 
 
 def _judge(
     value: float,
-    place: Tensor,
+    point: Array,
     gradient: Array,
-    values: Array,
-    vectors: Array,
-    drift: Callable[[Array], float],
+    spectrum: _Spectrum,
+    drift: Callable[[Array], float] | None,
     at: Callable[[Array], float],
     limits: list[float | None],
-    method: str,
 ) -> CriticalPoint:
-    norm = float(np.linalg.norm(gradient))
-    size = max(1.0, float(torch.linalg.vector_norm(place)))
+    values = spectrum.values
+    norm, size = float(np.linalg.norm(gradient)), max(1.0, float(np.linalg.norm(point)))
     largest = float(np.abs(values).max())
     flat, zero = limits
     if flat is None:
         flat = CLOSE * largest * size
     if zero is None:
-        zero = place.numel() * ROUNDING * largest
-        if norm <= flat:
-            change = drift(vectors[:, np.abs(values).argmin()])
+        zero = max(len(point) * ROUNDING * largest, 2 * spectrum.error)
+        if drift is not None and norm <= flat:
+            change = drift(spectrum.vectors[:, np.abs(values).argmin()])
             # Of x ** k all k > 2 have gradient times change at least half the eigenvalue's square.
             zero = max(zero, 2 * math.sqrt(change * norm), change * size * ROUNDING)
-    negative, positive = int((values < -zero).sum()), int((values > zero).sum())
-    verdict, why = _verdict(norm, flat, values, zero, negative, positive, method)
+    negative = int((values < -zero).sum())
+    verdict, why = _verdict(norm, flat, spectrum, zero)
     escape, step, lowered = None, None, None
     if negative and verdict != "not critical":
-        direction = vectors[:, 0]
-        escape, step, lowered = _escape(value, place, size, direction, at)
+        signed, step, lowered = _escape(value, point, size, spectrum.vectors[:, 0], at)
+        escape = torch.from_numpy(signed)
         if not lowered < 0:
-            why += "; yet no step along the escape direction lowers it"
+            why += "; yet no step that was tried along the escape direction lowers it"
     return CriticalPoint(
-        value, norm, values, verdict, negative, zero, flat, method, escape, step, lowered, why
+        value,
+        norm,
+        values,
+        verdict,
+        negative,
+        zero,
+        flat,
+        "exact" if spectrum.exact else "Lanczos",
+        escape,
+        step,
+        lowered,
+        why,
     )
 
 
-def _verdict(
-    norm: float, flat: float, values: Array, zero: float, negative: int, positive: int, method: str
-) -> tuple[str, str]:
+def _verdict(norm: float, flat: float, spectrum: _Spectrum, zero: float) -> tuple[str, str]:
     if norm > flat:
         return "not critical", f"the gradient's norm {norm:.3g} is above {flat:.3g}"
-    count = len(values)
-    none = count - negative - positive
-    some = "" if method == "exact" else "at least "
-    open_ = f"{some}{none} of {count} eigenvalues {_are(none)} zero within {zero:.3g}"
+    values = spectrum.values
+    negative, positive = int((values < -zero).sum()), int((values > zero).sum())
+    none = len(values) - negative - positive
+    some = "" if spectrum.exact else "at least "
+
+    def counted(count: int, what: str) -> str:
+        of = f"{count} of {len(values)} eigenvalues" if spectrum.exact else f"{count} eigenvalues"
+        if count == 1:
+            of = of if spectrum.exact else "1 eigenvalue"
+        return f"{some}{of} {'is' if count == 1 else 'are'} {what}"
+
     if negative and positive:
-        also = f"; {open_}" if none else ""
-        return "saddle", (
-            f"{some}{negative} of {count} eigenvalues {_are(negative)} negative, down to "
-            f"{values[0]:.3g}, and {some}{positive} positive, up to {values[-1]:.3g}{also}"
+        why = (
+            f"{counted(negative, 'negative')}, down to {values[0]:.3g}, and {some}{positive} "
+            f"positive, up to {values[-1]:.3g}"
         )
+        return "saddle", why + (f"; {counted(none, f'zero within {zero:.3g}')}" if none else "")
     if none:
-        rest = "negative" if negative else "positive"
-        others = f", the others {rest}" if negative or positive else ""
-        return "degenerate", f"{open_}{others}: second derivatives do not tell"
+        others = (
+            "" if none == len(values) else ", others negative" if negative else ", others positive"
+        )
+        return "degenerate", (
+            f"{counted(none, f'zero within {zero:.3g}')}{others}: second derivatives do not tell"
+        )
     if positive:
         return "minimum", f"all eigenvalues are positive, from {values[0]:.3g} on"
     return "maximum", f"all eigenvalues are negative, up to {values[-1]:.3g}"
 
 
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
 def _escape(
-    value: float, place: Tensor, size: float, direction: Array, at: Callable[[Array], float]
-) -> tuple[Tensor, float, float]:
+    value: float, point: Array, size: float, direction: Array, at: Callable[[Array], float]
+) -> tuple[Array, float, float]:
     """Direction, step and change of the value, of both signs and a line of steps the lowest."""
-    start = place.flatten().numpy()
     changes = np.array(
-        [[at(start + sign * step * size * direction) - value for step in STEPS] for sign in (1, -1)]
+        [[at(point + sign * step * size * direction) - value for step in STEPS] for sign in (1, -1)]
     )
     changes = np.where(np.isnan(changes), np.inf, changes)
     side, best = np.unravel_index(changes.argmin(), changes.shape)
-    signed = torch.from_numpy((1, -1)[int(side)] * direction).reshape(place.shape)
-    return signed, float(STEPS[best] * size), float(changes[side, best])
+    return (1, -1)[int(side)] * direction, float(STEPS[best] * size), float(changes[side, best])
 
 
 def _place(x: Any) -> Tensor:
@@ -242,23 +337,3 @@ def _derivative(of: Tensor, x: Tensor, along: Tensor) -> Tensor:
         return torch.autograd.grad(
             of, x, along, create_graph=True, allow_unused=True, materialize_grads=True
         )[0]
-
-
-def _hessian(slope: Tensor, x: Tensor) -> Array:
-    n = x.numel()
-    if not slope.requires_grad:  # of a linear function
-        return np.zeros((n, n))
-    rows = [
-        torch.autograd.grad(
-            slope,
-            x,
-            some.reshape(-1, *x.shape),
-            retain_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )[0].reshape(-1, n)
-        for some in torch.split(torch.eye(n, dtype=torch.float64), ROWS)
-    ]
-    found = torch.cat(rows).detach().numpy()
-    return np.asarray((found + found.T) / 2)
