@@ -1,4 +1,4 @@
-"""Activation functions: what torch calls them, and from which value on a unit passes no gradient."""
+"""Activation functions: what torch calls them, and where they pass no gradient."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,7 +98,8 @@ def curve(
 
     Args:
         function: elementwise.
-        low, high: ends of the interval, which 481 points divide.
+        low: end of the interval, of which 481 points are looked at.
+        high: its other end.
 
     Returns:
         A row a point: ``x, value, derivative, flat``, the last whether the derivative is below

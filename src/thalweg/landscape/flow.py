@@ -4,12 +4,12 @@ What vanishes or explodes does so from layer to layer (Glorot and Bengio 2010, s
 2015, section 2.2), so sizes are compared between layers, and followed over steps.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite, isnan, nan, prod, sqrt
+from math import nan, prod, sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from thalweg.landscape.activations import KINDS, RECTIFIERS, SATURATED, kind_of_call
+from thalweg.landscape.activations import KINDS, RECTIFIERS, kind_of_call
 from thalweg.landscape.arguments import LandscapeError, positive, whole
+from thalweg.landscape.sizes import QUANTILES, SAMPLE, VALUES, Seen, dead, digest, measure
 from thalweg.optim.registry import OPTIMIZERS, key
 from thalweg.tasks import Task
 
@@ -35,18 +36,15 @@ __all__ = ["INPUT", "Flow", "NonFinite", "WatchedTraining", "trained_under_watch
 
 Array: TypeAlias = NDArray[np.float64]
 
-EVERY = 10  # at which a step of a small network costs less than a fifth more
-INPUT = "(input)"  # what the model is called with, as a layer before the first
-MODEL = "(model)"  # the layer of parameters that the outermost module has itself
-SAMPLE = 2048  # values of a tensor whose distribution is looked at; all of them if there are fewer
-SEEN = 500  # samples from which on a unit that was silent for all of them is called dead
-TINY = 1e-12  # a norm from which down squares in float32 vanish
-
-QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
-COLUMNS = (
+EVERY = 25  # at which a step of the smallest networks costs less than a fifth more
+FRAME = (
     "step", "depth", "layer", "kind", "what", "count", "rms", "mean", "std", *QUANTILES, "zeros",
     "saturated", "silent", "dead",
 )  # fmt: skip
+WHAT = ("activation", "gradient", "weight", "weight gradient")
+INPUT = "(input)"  # what the model is called with, as a layer before the first
+MODEL = "(model)"  # the layer of parameters that the outermost module has itself
+KEPT = 1 << 18  # values of samples on the device until they are read and summarised
 
 
 @dataclass(frozen=True)
@@ -71,23 +69,10 @@ class NonFinite:
 
 
 @dataclass
-class _Seen:
-    """What is kept of one tensor: its norm, and a sample of its values."""
-
-    layer: str
-    what: str
-    norm: Tensor
-    count: int
-    sample: Tensor | None = None
-    peak: Tensor | None = None  # of each unit
-    samples: int = 0  # of the batch
-
-
-@dataclass
 class _Pass:
     """One forward pass, with what came back through it."""
 
-    seen: list[_Seen] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
     forward: set[str] = field(default_factory=set)  # layers recorded before any backward pass
     reached: bool = False
     over: bool = False
@@ -96,27 +81,31 @@ class _Pass:
 class Flow:
     """What is seen of a model under `watch`.
 
-    Only the steps that are recorded have hooks; each is read off the device once, at its end.
+    The model has hooks in the steps that are recorded, and in no others. What they see stays on
+    the device until there is much of it, or somebody asks.
     """
 
     def __init__(self, model: nn.Module, every: int) -> None:
         self._every = every
         self._names: dict[nn.Module, str] = {}
         self._kinds: dict[str, str] = {INPUT: "input"}
-        self._watched: set[nn.Module] = set()
-        self._parameters: list[tuple[str, nn.Parameter, bool]] = []
+        self._watched: dict[nn.Module, str] = {}  # layers, with their kinds
+        self._parameters: list[tuple[str, nn.Parameter]] = []
         self._survey(model)
         self._order: dict[str, int] = {INPUT: 0}
         self._handles: list[RemovableHandle] = []
-        self._stack: list[tuple[nn.Module, str, Counter[str]]] = []
+        self._stack: list[tuple[nn.Module, str, dict[str, int]]] = []
         self._functions: _Functions | None = None
         self._channels_first: bool | None = None
-        self._indices: dict[tuple[int, torch.device], Tensor] = {}
+        self._places: dict[tuple[int, torch.device], Tensor] = {}
         self._begin_step()
         self._done = 0
+        self._steps: list[tuple[int, list[Seen]]] = []  # not yet summarised
+        self._kept = 0
         self._last = -1
         self._first: NonFinite | None = None
-        self._rows: list[tuple[Any, ...]] = []
+        self._keys: list[tuple[int, str, str]] = []
+        self._values: list[Array] = []
         self._active: dict[str, list[tuple[int, int, NDArray[np.bool_]]]] = defaultdict(list)
 
     def _survey(self, model: nn.Module) -> None:
@@ -125,6 +114,8 @@ class Flow:
             if ".parametrizations." in f".{name}.":
                 continue
             self._names[module] = name or MODEL
+            kind = parametrize.type_before_parametrizations(module).__name__
+            self._kinds[name or MODEL] = kind
             whole_layer = (
                 not any(True for _ in module.children())
                 or isinstance(module, nn.MultiheadAttention)
@@ -132,22 +123,15 @@ class Flow:
             )
             has_parameters = any(True for _ in module.parameters())
             if type(module) in KINDS or (whole_layer and has_parameters):
-                self._watched.add(module)
-            of = parametrize.type_before_parametrizations(module)
-            self._kinds[name or MODEL] = of.__name__
-        largest: dict[str, int] = {}
-        owned = []
+                self._watched[module] = kind
+        largest: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
-            if isinstance(parameter, UninitializedTensorMixin):
-                continue
             owner = name.rpartition(".")[0].partition(".parametrizations")[0] or MODEL
-            owned.append((owner, parameter))
-            largest[owner] = max(largest.get(owner, 0), parameter.numel())
-        for owner, parameter in owned:
-            main = parameter.numel() == largest.get(owner)
-            if main:
-                largest.pop(owner)
-            self._parameters.append((owner, parameter, main))
+            if not is_lazy(parameter):
+                other = largest.setdefault(owner, parameter)
+                if parameter.numel() > other.numel():
+                    largest[owner] = parameter
+        self._parameters = list(largest.items())
 
     # ---- steps
 
@@ -164,10 +148,11 @@ class Flow:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True),
                 module.register_forward_hook(self._leave, always_call=True),
             ]
-        for i, (_, parameter, _) in enumerate(self._parameters):
+        for layer, parameter in self._parameters:
             if parameter.requires_grad:
-                hook = partial(self._weight_gradient, i)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+                hook = partial(self._weight_gradient, layer)
+                register = parameter.register_post_accumulate_grad_hook
+                self._handles.append(register(hook))  # type: ignore[no-untyped-call]
 
     def _end_step(self) -> None:
         while self._stack:  # an interrupt came in between
@@ -182,14 +167,32 @@ class Flow:
             p.over = True
         self._begin_step()
         if seen:
-            self._read(seen)
-            self._last = self._done
+            self._steps.append((self._done, seen))
+            self._kept += sum(min(one.count, SAMPLE) for one in seen)
+            if self._kept > KEPT:
+                self._digest()
+
+    def _digest(self) -> None:
+        if not self._steps:
+            return
+        block = digest(self._steps, self._kinds)
+        if self._first is None and block.bad is not None:
+            step, one = block.bad
+            before = [s for s, _ in self._steps if s < step]
+            since = before[-1] if before else self._last
+            self._first = NonFinite(step, since, one.layer, one.what, self._kinds[one.layer])
+        self._last = self._steps[-1][0]
+        self._keys += block.keys
+        self._values.append(block.values)
+        for layer, active in block.active.items():
+            self._active[layer] += active
+        self._steps, self._kept = [], 0
 
     def _begin_step(self) -> None:
         self._passes: list[_Pass] = []
         self._pass: _Pass | None = None
-        self._weights: list[_Seen] = []
-        self._gradients: dict[int, _Seen] = {}
+        self._weights: list[Seen] = []
+        self._gradients: dict[str, Seen] = {}
 
     # ---- hooks
 
@@ -199,7 +202,7 @@ class Flow:
             return
         if not self._stack:
             self._begin_pass(args, kwargs)
-        self._stack.append((module, name, Counter()))
+        self._stack.append((module, name, {}))
 
     def _begin_pass(self, args: Any, kwargs: Any) -> None:
         if _in_backward():  # parts of it again, for a checkpoint
@@ -210,28 +213,31 @@ class Flow:
             self._pass = _Pass()
             self._passes.append(self._pass)
             if not self._weights:
-                self._record_weights()
-            given = [t for t in tree_leaves((args, kwargs)) if _measurable(t)]
-            self._pass.seen += [self._measure(INPUT, "activation", t) for t in given]
+                self._weights = self._measure_weights()
+            self._pass.seen += [
+                measure(INPUT, "activation", given, self._places)
+                for given in tree_leaves((args, kwargs))
+                if _measurable(given)
+            ]
         if self._pass is not None:
             self._functions = _Functions(self)
-            self._functions.__enter__()
+            self._functions.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if module not in self._names or not self._stack:
             return
-        with torch._C.DisableTorchFunction():
-            _, name, _ = self._stack[-1]
-            if module in self._watched and output is not None:
-                self._record(name, KINDS.get(type(module)), output)
-                if any(True for _ in module.parameters(recurse=False)):
+        kind = self._watched.get(module)
+        if kind is not None and output is not None and self._pass is not None:
+            with torch._C.DisableTorchFunction():
+                self._record(self._stack[-1][1], kind, output)
+                if type(module) not in KINDS:
                     self._channels_first = isinstance(module, _ConvNd | _NormBase | nn.GroupNorm)
         self._pop()
 
     def _pop(self) -> None:
         self._stack.pop()
         if not self._stack and self._functions is not None:
-            self._functions.__exit__(None, None, None)
+            self._functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._functions = None
 
     def called(self, function: Any, kind: str, output: Any) -> None:
@@ -239,24 +245,29 @@ class Flow:
         if not self._stack or type(self._stack[-1][0]) in KINDS:
             return  # what a module of torch does inside
         _, owner, calls = self._stack[-1]
-        calls[function.__name__] += 1
-        times = calls[function.__name__]
-        name = f"{function.__name__.strip('_')}(){f' {times}' if times > 1 else ''}"
+        called = function.__name__.strip("_")
+        calls[called] = times = calls.get(called, 0) + 1
+        name = f"{called}(){f' {times}' if times > 1 else ''}"
         layer = name if owner == MODEL else f"{owner}.{name}"
         self._kinds[layer] = kind
         self._record(layer, kind, output)
 
-    def _record(self, layer: str, kind: str | None, output: Any) -> None:
+    def _record(self, layer: str, kind: str, output: Any) -> None:
         self._order.setdefault(layer, len(self._order))
         run, again = self._pass, _in_backward()
-        tensors = [t for t in tree_leaves(output) if _measurable(t)]
-        if run is None or run.over or not torch.is_grad_enabled() or not tensors:
+        if run is None or not torch.is_grad_enabled() or (again and layer in run.forward):
             return
-        if again and layer in run.forward:
+        leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
+        tensors = [t for t in leaves if _measurable(t)]
+        if not tensors:
             return
         if not again:
             run.forward.add(layer)
-        run.seen.append(self._measure(layer, "activation", tensors[0], kind in RECTIFIERS))
+        units = None
+        if kind in RECTIFIERS and tensors[0].ndim > 1:
+            last = tensors[0].ndim - 1
+            units = 1 if self._channels_first or last > 2 else last
+        run.seen.append(measure(layer, "activation", tensors[0], self._places, units))
         for tensor in tensors:
             if tensor.requires_grad:
                 tensor.register_hook(partial(self._gradient, run, layer))
@@ -265,87 +276,23 @@ class Flow:
         if not run.over:
             run.reached = True
             if _measurable(gradient):
-                run.seen.append(self._measure(layer, "gradient", gradient))
+                run.seen.append(measure(layer, "gradient", gradient, self._places))
 
-    def _weight_gradient(self, i: int, parameter: Tensor) -> None:
-        layer, _, main = self._parameters[i]
-        if _measurable(parameter.grad):
-            seen = self._measure(layer, "weight gradient", parameter.grad, sample=main)
-            self._gradients[i] = seen
-
-    # ---- measuring
+    def _weight_gradient(self, layer: str, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is not None and _measurable(gradient):
+            self._gradients[layer] = measure(layer, "weight gradient", gradient, self._places)
 
     @torch.no_grad()
-    def _measure(
-        self, layer: str, what: str, tensor: Tensor, units: bool = False, sample: bool = True
-    ) -> _Seen:
-        values, count = tensor.detach(), tensor.numel()
-        half = values.dtype in (torch.float16, torch.bfloat16)
-        norm = torch.linalg.vector_norm(values, dtype=torch.float32 if half else None)
-        seen = _Seen(layer, what, norm, count)
-        if sample:
-            place = (count, values.device)
-            if count <= SAMPLE:
-                # A copy, because what comes next may write to it.
-                seen.sample = values.reshape(-1).clone()
-            else:
-                if place not in self._indices:
-                    self._indices[place] = _spread(*place)
-                seen.sample = torch.take(values, self._indices[place])
-        if units and values.ndim > 1:
-            channels = 1 if self._channels_first or values.ndim > 3 else values.ndim - 1
-            others = [d for d in range(values.ndim) if d != channels]
-            seen.peak, seen.samples = values.amax(others), len(values)
-        return seen
-
-    @torch.no_grad()
-    def _record_weights(self) -> None:
-        owned = [(layer, p) for layer, p, _ in self._parameters if _measurable(p)]
-        if owned:
-            norms = torch._foreach_norm([p for _, p in owned], 2, torch.float32)
-            self._weights = [
-                _Seen(layer, "weight", norm, p.numel())
-                for (layer, p), norm in zip(owned, norms, strict=True)
-            ]
-
-    def _read(self, seen: Sequence[_Seen]) -> None:
-        """Off the device, all at once, and to rows."""
-        norms = _fetched([one.norm.reshape(1) for one in seen])
-        samples = _fetched([one.sample for one in seen if one.sample is not None])
-        peaks = _fetched([one.peak for one in seen if one.peak is not None])
-        together: dict[tuple[str, str], list[int]] = defaultdict(list)
-        sampled: dict[tuple[str, str], list[Array]] = defaultdict(list)
-        active: dict[str, list[NDArray[np.bool_]]] = defaultdict(list)
-        batch: Counter[str] = Counter()
-        for i, one in enumerate(seen):
-            together[one.layer, one.what].append(i)
-            if one.sample is not None:
-                sampled[one.layer, one.what].append(next(samples))
-            if one.peak is not None:
-                active[one.layer].append(next(peaks) > 0)
-                batch[one.layer] += one.samples
-        sizes = [float(norm[0]) for norm in norms]
-        if self._first is None:
-            bad = next((o for o, n in zip(seen, sizes, strict=True) if not isfinite(n)), None)
-            if bad is not None:
-                kind = self._kinds[bad.layer]
-                self._first = NonFinite(self._done, self._last, bad.layer, bad.what, kind)
-        for layer, units in active.items():
-            if len({len(u) for u in units}) == 1:
-                self._active[layer].append((self._done, batch[layer], np.any(units, axis=0)))
-        found = _distributions(sampled, self._kinds)
-        nothing = (nan,) * (len(QUANTILES) + 5)
-        for (layer, what), entries in together.items():
-            count = sum(seen[i].count for i in entries)
-            norm = sqrt(sum(sizes[i] ** 2 for i in entries))
-            of_sample, *others = found.get((layer, what), nothing)
-            rms = norm / sqrt(count)
-            if norm < TINY and not isnan(of_sample):
-                rms = of_sample
-            units = active.get(layer, []) if what == "activation" else []
-            silent = 1 - float(np.any(units, axis=0).mean()) if units else nan
-            kind = self._kinds[layer]
-            self._rows.append((self._done, layer, kind, what, count, rms, *others, silent))
+    def _measure_weights(self) -> list[Seen]:
+        owned = [(layer, p) for layer, p in self._parameters if _measurable(p)]
+        if not owned:
+            return []
+        norms = torch._foreach_norm([p for _, p in owned], 2, torch.float32)
+        return [
+            Seen(layer, "weight", p.numel(), None, norm)
+            for (layer, p), norm in zip(owned, norms, strict=True)
+        ]
 
     # ---- what was seen
 
@@ -374,24 +321,25 @@ class Flow:
             dead: the share that no sample recorded in this or any later step did; NaN where these
                 are fewer than `SEEN` samples, too few to tell.
         """
-        frame = pd.DataFrame(self._rows, columns=[c for c in COLUMNS if c not in ("depth", "dead")])
-        last = len(self._order)
-        others = {name: last + i for i, name in enumerate(self._kinds)}
-        depths = others | self._order
-        dead = {
-            (step, layer): share
+        self._digest()
+        keys = pd.DataFrame(self._keys, columns=["step", "layer", "what"])
+        values = np.concatenate([np.empty((0, len(VALUES))), *self._values])
+        frame = keys.join(pd.DataFrame(values, columns=list(VALUES)))
+        frame = frame.astype({"step": int, "count": int})
+        frame["kind"] = frame["layer"].map(self._kinds)
+        never = {name: len(self._order) + i for i, name in enumerate(self._kinds)}
+        frame["depth"] = frame["layer"].map(never | self._order)
+        gone = {
+            (layer, step): share
             for layer, seen in self._active.items()
-            for step, share in _dead(seen)
+            for step, share in dead(seen)
         }
-        places = zip(frame["step"], frame["layer"], frame["what"], strict=True)
-        frame["dead"] = [
-            dead.get((step, layer), nan) if what == "activation" else nan
-            for step, layer, what in places
-        ]
-        frame["depth"] = frame["layer"].map(depths).astype(int)
-        return frame[list(COLUMNS)].sort_values(
-            ["step", "depth", "what"], kind="stable", ignore_index=True
-        )
+        places = zip(frame["layer"], frame["step"], strict=True)
+        frame["dead"] = [gone.get(place, nan) for place in places]
+        frame["dead"] = frame["dead"].where(frame["what"] == "activation")
+        frame["what"] = pd.Categorical(frame["what"], WHAT, ordered=True)
+        frame = frame.sort_values(["step", "depth", "what"], kind="stable", ignore_index=True)
+        return frame.astype({"what": str})[list(FRAME)]
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -402,6 +350,7 @@ class Flow:
     @property
     def first_nonfinite(self) -> NonFinite | None:
         """The first NaN or infinity in the order of time, or a norm beyond float32's range."""
+        self._digest()
         return self._first
 
 
@@ -449,7 +398,7 @@ def watch(
         raise LandscapeError("model", f"must be a module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise LandscapeError("model", "is a ScriptModule, which takes no hooks; watch the original")
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+    if hasattr(model, "_orig_mod"):
         raise LandscapeError(
             "model", "is compiled, which leaves no layers; watch the module that was compiled"
         )
@@ -578,75 +527,7 @@ def _measurable(value: Any) -> bool:
         isinstance(value, Tensor)
         and value.is_floating_point()
         and value.layout == torch.strided
-        and not isinstance(value, UninitializedTensorMixin)
+        and not is_lazy(value)
         and value.numel() > 0
         and not value.is_meta
     )
-
-
-def _spread(count: int, device: torch.device) -> Tensor:
-    """`SAMPLE` different places of a tensor, one at random from each of as many equal parts.
-
-    At regular intervals they could all be of one unit, or of the edge of images.
-    """
-    draw = torch.rand(SAMPLE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    places = ((torch.arange(SAMPLE) + draw) * (count / SAMPLE)).long()
-    return places.clamp_(max=count - 1).to(device)
-
-
-def _fetched(tensors: Sequence[Tensor]) -> Iterator[NDArray[Any]]:
-    """All of them as arrays, by one copy from each device."""
-    arrays: dict[int, NDArray[Any]] = {}
-    for device in {t.device for t in tensors}:
-        here = [i for i, t in enumerate(tensors) if t.device == device]
-        joined = torch.cat([tensors[i].float() for i in here]).cpu().numpy()
-        ends = np.cumsum([len(tensors[i]) for i in here])[:-1]
-        arrays |= dict(zip(here, np.split(joined, ends), strict=True))
-    return iter([arrays[i] for i in range(len(tensors))])
-
-
-def _distributions(
-    sampled: Mapping[tuple[str, str], Sequence[Array]], kinds: Mapping[str, str]
-) -> dict[tuple[str, str], tuple[float, ...]]:
-    """Of each sample: rms, mean, std, quantiles, zeros, saturated; those of one length together."""
-    joined = {k: np.concatenate(v) if len(v) > 1 else v[0] for k, v in sampled.items()}
-    by_length: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for k, values in joined.items():
-        by_length[len(values)].append(k)
-    found: dict[tuple[str, str], tuple[float, ...]] = {}
-    for length, keys in by_length.items():
-        table = np.stack([joined[k] for k in keys])
-        table.sort(axis=1)
-        with np.errstate(all="ignore"):  # of infinities
-            wide = table.astype(np.float64)
-            mean = wide.mean(1)
-            square = np.einsum("ij,ij->i", wide, wide) / length
-            std = np.sqrt(np.einsum("ij,ij->i", d := wide - mean[:, None], d) / length)
-            at = np.array(list(QUANTILES.values())) * (length - 1)
-            below, part = at.astype(int), at % 1
-            above = np.minimum(below + 1, length - 1)
-            quantiles = wide[:, below] * (1 - part) + wide[:, above] * part
-        for i, k in enumerate(keys):
-            row = table[i]
-            bounds = SATURATED.get(kinds[k[0]]) if k[1] == "activation" else None
-            saturated = nan
-            if bounds:
-                inside = np.searchsorted(row, bounds[1]) - np.searchsorted(row, bounds[0], "right")
-                saturated = 1 - inside / length
-            zeros = (np.searchsorted(row, 0.0, "right") - np.searchsorted(row, 0.0)) / length
-            sizes = (sqrt(square[i]) if isfinite(square[i]) else nan, mean[i], std[i])
-            found[k] = (*map(float, (*sizes, *quantiles[i], zeros, saturated)),)
-    return found
-
-
-def _dead(seen: Sequence[tuple[int, int, NDArray[np.bool_]]]) -> Iterator[tuple[int, float]]:
-    """Share of units that are not active from a step on, where enough samples follow to tell."""
-    if len({len(active) for _, _, active in seen}) != 1:
-        return
-    alive = np.zeros(len(seen[0][2]), dtype=bool)
-    samples = 0
-    for step, batch, active in reversed(seen):
-        alive |= active
-        samples += batch
-        if samples >= SEEN:
-            yield step, 1 - float(alive.mean())
