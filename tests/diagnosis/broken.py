@@ -71,9 +71,7 @@ def shuffled_labels() -> Task:
     """Digits with somebody else's labels."""
     x, y = raw_digits()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    return Task(
-        model=mlp(64, 64, 64, 10), train=(x / 16 - 0.3, y[order]), name="shuffled_labels"
-    )
+    return Task(model=mlp(64, 64, 64, 10), train=(x / 16 - 0.3, y[order]), name="shuffled_labels")
 
 
 def number_for_class() -> Task:
@@ -186,7 +184,9 @@ def noisy_labels() -> Task:
     wrong = torch.rand(len(y), generator=generator) < 0.3
     drawn = torch.randint(0, 10, y.shape, generator=generator)
     return _digits(
-        train=Split(x, torch.where(wrong, drawn, y)), model=mlp(64, 256, 256, 10), name="noisy_labels"
+        train=Split(x, torch.where(wrong, drawn, y)),
+        model=mlp(64, 256, 256, 10),
+        name="noisy_labels",
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from thalweg.diagnosis.scale import Scale
 from thalweg.diagnosis.setting import Array, Outcome, Setting
+from thalweg.landscape.flow import Flow
 from thalweg.replicas import Programs
 from thalweg.studies.intervals import shown
 from thalweg.tasks import Task
@@ -71,6 +72,7 @@ class Case:
     base: Outcome
     rates: Mapping[float, Outcome]
     scale: Scale
+    flow: Flow
     programs: Programs = field(default_factory=dict)
 
     @property

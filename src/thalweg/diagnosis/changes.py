@@ -5,13 +5,14 @@ Each gives a task like the given one; nothing of that is touched.
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from itertools import pairwise
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from thalweg.landscape.activations import KINDS
 from thalweg.tasks import LOSSES, Metric, Split, Task
 from thalweg.tasks.metrics import ACCURACY
 
@@ -19,7 +20,6 @@ __all__ = [
     "classified",
     "cleaned",
     "from_weights",
-    "gain_of",
     "has_activations",
     "initialised",
     "moved",
@@ -32,11 +32,16 @@ __all__ = [
     "with_model",
 ]
 
-# What a layer's outputs go through decides how large its weights should be at the start.
-TANH = (nn.Tanh, nn.Softsign, nn.Hardtanh)
-SIGMOID = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid)
-RELU = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTED = frozenset(layer.__name__ for layer in LAYERS)
+# What a layer's outputs go through decides how large its weights should be at the start.
+GAINS = {
+    **dict.fromkeys(("Tanh", "Softsign", "Hardtanh"), "tanh"),
+    **dict.fromkeys(
+        ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "GELU", "SiLU", "Mish"),
+        "relu",
+    ),
+}
 
 
 def with_model(task: Task, name: str, change: Callable[[nn.Module], nn.Module]) -> Task:
@@ -115,37 +120,41 @@ def reset(task: Task) -> Task:
     return with_model(task, "reset", change)
 
 
-def gain_of(module: nn.Module) -> float:
-    """The gain for weights before an activation (`torch.nn.init.calculate_gain`)."""
-    if isinstance(module, TANH):
-        return nn.init.calculate_gain("tanh")
-    return nn.init.calculate_gain("relu") if isinstance(module, RELU) else 1.0
-
-
-def initialised(task: Task) -> Task:
+def initialised(task: Task, layers: pd.DataFrame) -> Task:
     """With weights whose outputs keep their size, and biases of 0.
 
-    The variance is the gain's square over the number of inputs: that of He et al. (2015,
-    https://arxiv.org/abs/1502.01852) before ReLU and its kin, that of Glorot and Bengio (2010)
-    before others.
+    The variance is the gain's square over the number of inputs (`torch.nn.init.calculate_gain`):
+    that of He et al. (2015, https://arxiv.org/abs/1502.01852) before ReLU and its kin, that of
+    Glorot and Bengio (2010) before others.
+
+    Args:
+        task: as it is.
+        layers: in the order of the forward pass, as `thalweg.landscape.flow.Flow.layers`.
     """
+    gains = _gains(layers)
 
     def change(module: nn.Module) -> nn.Module:
-        parts = list(module.modules())
-        after = {
-            id(layer): gain_of(following)
-            for layer, following in pairwise(parts)
-            if isinstance(layer, LAYERS)
-        }
-        for part in parts:
+        for name, part in module.named_modules():
             if isinstance(part, LAYERS):
                 fan = part.weight[0].numel()
-                nn.init.normal_(part.weight, std=after.get(id(part), 1.0) / fan**0.5)
+                nn.init.normal_(part.weight, std=gains.get(name, 1.0) / fan**0.5)
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
         return module
 
     return with_model(task, "initialised", change)
+
+
+def _gains(layers: pd.DataFrame) -> dict[str, float]:
+    """Of each layer with weights, by the activation that its outputs go through."""
+    found, waiting = {}, ""
+    for name, kind in zip(layers["layer"], layers["kind"], strict=True):
+        if kind in WEIGHTED:
+            waiting = name
+        elif kind in GAINS and waiting:
+            found[waiting] = nn.init.calculate_gain(GAINS[kind])
+            waiting = ""
+    return found
 
 
 def normalised(task: Task) -> Task:
@@ -179,21 +188,28 @@ class _Normalised(nn.Sequential):
             return getattr(super().__getattr__("0"), name)
 
 
-def rectified(task: Task) -> Task:
-    """With leaky ReLU for every activation that is a module, and weights to go with it."""
+def rectified(task: Task, layers: pd.DataFrame) -> Task:
+    """With leaky ReLU for every activation that is a module, and weights to go with it.
+
+    Args:
+        task: as it is.
+        layers: as `initialised` takes them.
+    """
 
     def change(module: nn.Module) -> nn.Module:
         for name, part in list(module.named_modules()):
-            if isinstance(part, (*TANH, *SIGMOID, *RELU)):
+            if type(part) in KINDS:
                 _put(module, name, nn.LeakyReLU(0.01))
         return module
 
-    return initialised(with_model(task, "leaky ReLU", change))
+    kinds = layers["kind"].where(~layers["kind"].isin(KINDS.values()), "LeakyReLU")
+    return initialised(with_model(task, "leaky ReLU", change), layers.assign(kind=kinds))
 
 
-def has_activations(module: nn.Module) -> bool:
+def has_activations(task: Task) -> bool:
     """Whether there is anything for `rectified` to exchange."""
-    return any(isinstance(part, (*TANH, *SIGMOID, *RELU)) for part in module.modules())
+    with torch.random.fork_rng(devices=[]):
+        return any(type(part) in KINDS for part in task.model().modules())
 
 
 def _put(module: nn.Module, name: str, part: nn.Module) -> None:

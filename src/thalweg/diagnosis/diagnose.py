@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from thalweg.diagnosis.changes import cleaned
 from thalweg.diagnosis.result import Diagnosis, Finding
 from thalweg.diagnosis.scale import Effect, Scale, effect, scale_of
 from thalweg.diagnosis.setting import Array, Outcome, Setting, outcomes
+from thalweg.landscape.flow import trained_under_watch
 from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Programs
@@ -28,7 +30,9 @@ EPOCHS = 30
 # Other learning rates, by the factor on the one that is set.
 FACTORS = (1e-4, 1e-3, 1e-2, 1e-1, 10**-0.5, 10**0.5, 1e1, 1e2, 1e3, 1e4)
 FEW = (1e-2, 1e-1, 1e1, 1e2)  # where the training itself takes so long (seconds)
-SLOW = 6.0
+SLOW = 4.0
+SECONDS = 20.0  # that trainings of one model with changes may take
+WATCHED = 60  # steps
 # What explains nearly as much as the best explanation, and is more special, goes before it.
 NEARLY = 0.75
 BELIEVED = 0.5
@@ -63,10 +67,19 @@ def diagnose(
     factors = FACTORS if perf_counter() - start < SLOW else FEW
     progress("training with other learning rates")
     grid = {f: setting.but(lr=f * setting.lr) for f in factors}
-    others = outcomes(list(grid.values()), chosen, programs)
+    others = outcomes(list(grid.values()), chosen, programs, seconds=SECONDS)
     rates = dict(zip(grid, others, strict=True))
     scale = scale_of(setting.task, [base, *others])
-    case = Case(given, setting, chosen, base, rates, scale, programs)
+    progress("watching activations and gradients")
+    flow = trained_under_watch(
+        setting.task,
+        named(optimizer),
+        setting.lr,
+        steps=min(WATCHED, setting.budget.steps),
+        seed=chosen[0],
+        batch_size=setting.batch_size,
+    ).flow
+    case = Case(given, setting, chosen, base, rates, scale, flow, programs)
     suspicions = [s for cause in CAUSES if (s := cause(case)) is not None]
     tried = {id(o.setting): o for o in (base, *others)}
     wanted = {
@@ -78,7 +91,7 @@ def diagnose(
     }
     if wanted:
         progress(f"trying {len(wanted)} change{'s' * (len(wanted) > 1)}")
-        for outcome in outcomes(list(wanted.values()), chosen, programs):
+        for outcome in outcomes(list(wanted.values()), chosen, programs, seconds=SECONDS):
             tried[id(outcome.setting)] = outcome
     of_task = [o for o in tried.values() if o.setting.task.metric is scale.metric]
     case = replace(case, scale=scale_of(setting.task, of_task))
@@ -155,6 +168,9 @@ def _effects(
         scale = case.scale
         if after.setting.task.metric is not scale.metric:
             scale = scale_of(after.setting.task, [before, after])
+        if not trial.ends:  # as far as both came
+            epochs = min(before.epochs, after.epochs)
+            before, after = before.upto(epochs), after.upto(epochs)
         scores = (_scores(o, scale, trial.ends) for o in (before, after))
         found.append((trial, effect(scale, *scores)))
     return found

@@ -1,7 +1,9 @@
 """A training as it is set, and what came of several of them trained side by side."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +23,7 @@ __all__ = ["Outcome", "Setting", "outcomes"]
 Array: TypeAlias = NDArray[np.float64]
 
 WINDOW = 3  # epochs that a best value is the mean of, so that one lucky epoch is not the best
+FEWEST = 5  # epochs, by which trainings may be compared
 LAST = 0.1  # of the epochs, that an end value is the mean of
 
 
@@ -84,12 +87,14 @@ class Outcome:
         curves: a row a seed and epoch: ``seed, epoch, train_loss, validation_loss,
             validation_metric``; none after a run diverged.
         diverged_at: step at which each seed's run diverged, 0 for those that did not.
+        epochs: done; fewer than the setting's if time ran out.
         weights: at the end of the first seed's run, by name; empty if it was not asked for.
     """
 
     setting: Setting
     curves: pd.DataFrame
     diverged_at: Mapping[int, int]
+    epochs: int
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -97,15 +102,28 @@ class Outcome:
         """Share of the runs that did."""
         return float(np.mean([step > 0 for step in self.diverged_at.values()]))
 
+    def upto(self, epochs: int) -> "Outcome":
+        """As it was after so many epochs."""
+        if epochs >= self.epochs:
+            return self
+        steps = epochs * self.setting.steps_per_epoch
+        return replace(
+            self,
+            curves=self.curves[self.curves["epoch"] <= epochs],
+            diverged_at={s: at if at <= steps else 0 for s, at in self.diverged_at.items()},
+            epochs=epochs,
+            weights={},
+        )
+
     def grid(self, column: str) -> Array:
         """Values of a column, ``(seeds, epochs)``, NaN where there are none."""
         table = self.curves.pivot_table(index="seed", columns="epoch", values=column)
-        epochs = range(1, self.setting.epochs + 1)
+        epochs = range(1, self.epochs + 1)
         return table.reindex(index=list(self.diverged_at), columns=epochs).to_numpy(dtype=float)
 
     def end(self, column: str, broken: float) -> Array:
         """Mean of the last epochs, ``(seeds,)``; ``broken`` for runs that diverged."""
-        last = max(1, round(LAST * self.setting.epochs))
+        last = max(1, round(LAST * self.epochs))
         return self._or(self.grid(column)[:, -last:].mean(1), broken)
 
     def best(self, column: str, broken: float, higher: bool) -> Array:
@@ -122,7 +140,12 @@ class Outcome:
 
 
 def outcomes(
-    settings: Sequence[Setting], seeds: Sequence[int], programs: Programs, keep: bool = False
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    programs: Programs,
+    *,
+    keep: bool = False,
+    seconds: float = math.inf,
 ) -> list[Outcome]:
     """Train every setting once from each seed; those of one task and batch size together.
 
@@ -131,13 +154,14 @@ def outcomes(
         seeds: of initial weights and order of batches, the same for all.
         programs: passes already built, to be used and added to.
         keep: whether the first setting's weights are wanted.
+        seconds: after which those that train together stop, at the end of an epoch.
     """
     together: dict[tuple[int, int, int], list[int]] = {}
     for i, one in enumerate(settings):
         together.setdefault((id(one.task), one.batch_size, one.epochs), []).append(i)
     found: dict[int, Outcome] = {}
     for members in together.values():
-        found |= _trained(settings, members, seeds, programs, keep and 0 in members)
+        found |= _trained(settings, members, seeds, programs, keep and 0 in members, seconds)
     return [found[i] for i in range(len(settings))]
 
 
@@ -147,7 +171,9 @@ def _trained(
     seeds: Sequence[int],
     programs: Programs,
     keep: bool,
+    seconds: float,
 ) -> dict[int, Outcome]:
+    start, epochs = perf_counter(), 0
     first = settings[members[0]]
     runs = [(i, seed) for i in members for seed in seeds]
     factors = {i: settings[i].factors for i in members}
@@ -158,7 +184,7 @@ def _trained(
     for seen in train(
         first.task, replicas, first.budget, programs=programs, keep=[0] if keep else []
     ):
-        weights = seen.weights.get(0, weights)
+        weights, epochs = seen.weights.get(0, weights), seen.epoch
         for place, replica in enumerate(seen.replicas.tolist()):
             i, seed = runs[replica]
             if seen.diverged_at[place]:
@@ -173,12 +199,16 @@ def _trained(
                     "validation_metric": seen.validation_metric[place],
                 }
             )
+        if perf_counter() - start > seconds and epochs >= FEWEST:
+            break
+    epochs = first.epochs if not any(rows.values()) else epochs
     columns = ["seed", "epoch", "train_loss", "validation_loss", "validation_metric"]
     return {
         i: Outcome(
             settings[i],
             pd.DataFrame(rows[i], columns=columns),
             diverged[i],
+            epochs,
             weights if keep and i == members[0] else {},
         )
         for i in members

@@ -8,8 +8,14 @@ from collections.abc import Callable
 from thalweg.diagnosis.case import Case, Suspicion
 from thalweg.diagnosis.causes.data import inputs_not_normalised, labels_random, nan_in_data
 from thalweg.diagnosis.causes.fit import overfitting, wrong_loss
+from thalweg.diagnosis.causes.layers import (
+    dead_relu,
+    exploding_gradient,
+    saturation,
+    vanishing_gradient,
+)
 from thalweg.diagnosis.causes.rates import batch_too_large, lr_too_high, lr_too_low
-from thalweg.diagnosis.causes.start import zero_init
+from thalweg.diagnosis.causes.start import saddle, zero_init
 
 __all__ = ["CAUSES", "HEALTHY"]
 
@@ -23,6 +29,11 @@ CAUSES: tuple[Callable[[Case], Suspicion | None], ...] = (
     wrong_loss,
     zero_init,
     inputs_not_normalised,
+    dead_relu,
+    saturation,
+    exploding_gradient,
+    vanishing_gradient,
+    saddle,
     batch_too_large,
     lr_too_high,
     lr_too_low,

@@ -30,7 +30,7 @@ def _rate(case: Case, cause: str, verb: str, factors: list[float]) -> Suspicion 
         f: case.rates[f]
         for f in factors
         # One that generalises better while it fits worse mends over-fitting, not the rate.
-        if _loss(case.rates[f]) < _loss(case.base)
+        if _loss(case.rates[f]) < _loss(case.base.upto(case.rates[f].epochs))
     }
     if not better:
         return None

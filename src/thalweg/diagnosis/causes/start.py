@@ -1,12 +1,23 @@
 """Causes in where training starts, and where it stays."""
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from thalweg.diagnosis.case import Case, Suspicion, Trial
-from thalweg.diagnosis.changes import initialised, reset
+from thalweg.diagnosis.changes import from_weights, initialised, moved, reset
+from thalweg.landscape.critical import CriticalPoint, classify_network
 from thalweg.numbers import number
+from thalweg.replicas import at_start
+from thalweg.tasks import Split
 
-__all__ = ["zero_init"]
+__all__ = ["saddle", "zero_init"]
+
+# A training is looked at as stuck if its gradient has come down to this share of what it was at the
+# start, and its loss by less than this share over the last third.
+CALM = 0.1
+STILL = 0.05
+SAMPLES = 2048
 
 
 def zero_init(case: Case) -> Suspicion | None:
@@ -15,7 +26,9 @@ def zero_init(case: Case) -> Suspicion | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seeds[0])
         weights = {n: p.detach() for n, p in task.model().named_parameters() if p.ndim > 1}
-    alike = {n: w for n, w in weights.items() if w.numel() > 1 and bool((w == w.flatten()[0]).all())}
+    alike = {
+        n: w for n, w in weights.items() if w.numel() > 1 and bool((w == w.flatten()[0]).all())
+    }
     if not alike:
         return None
     values = sorted({float(w.flatten()[0]) for w in alike.values()})
@@ -38,7 +51,65 @@ def zero_init(case: Case) -> Suspicion | None:
             Trial(
                 "draw the weights at random with variance gain²/inputs (He or Glorot) and set the "
                 "biases to 0",
-                case.setting.but(task=initialised(task)),
+                case.setting.but(task=initialised(task, case.flow.layers)),
             ),
         ),
     )
+
+
+def saddle(case: Case) -> Suspicion | None:
+    """A point that has no slope and is no minimum, which training does not leave."""
+    train = case.base.grid("train_loss")
+    if not case.base.weights or not np.isfinite(train[0]).all() or train.shape[1] < 3:
+        return None
+    third = train.shape[1] // 3
+    before, after = train[0, -2 * third : -third].mean(), train[0, -third:].mean()
+    if before - after > STILL * abs(before):
+        return None
+    task = case.setting.task
+    _, (slope,) = at_start(task, case.seeds[:1])
+    module = task.model()
+    module.load_state_dict(dict(case.base.weights))
+    point = classify_network(
+        module,
+        task.loss,
+        Split(*task.train[: min(SAMPLES, len(task.train))]),
+        gradient_tolerance=CALM * float(slope),
+    )
+    if point.verdict != "saddle" or point.escape is None or not (point.lowered or 0.0) < 0:
+        return None
+    setting = case.setting
+    stays = setting.but(task=from_weights(task, case.base.weights))
+    leaves = setting.but(
+        task=moved(stays.task, _by_name(module, point.escape), float(point.step or 0.0))
+    )
+    return Suspicion(
+        "saddle",
+        f"The training loss has come to rest at {number(after)}, with a gradient of norm "
+        f"{number(point.gradient_norm)} ({number(float(slope))} at the start), and its Hessian has "
+        f"{_at_least(point)} negative eigenvalues, down to {number(float(point.eigenvalues[0]))}: a "
+        f"saddle. A step of {number(point.step or 0.0)} along its direction lowers the loss by "
+        f"{number(-(point.lowered or 0.0))}.",
+        (
+            Trial(
+                "add a small random number to each weight, or take the step along the direction of "
+                "most negative curvature, and train on",
+                leaves,
+                against=stays,
+            ),
+        ),
+    )
+
+
+def _at_least(point: CriticalPoint) -> str:
+    return f"{'' if point.method == 'exact' else 'at least '}{point.negative:,}"
+
+
+def _by_name(module: nn.Module, vector: Tensor) -> dict[str, Tensor]:
+    """Parts of a vector of all trained parameters, by their names."""
+    found, at = {}, 0
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            found[name] = vector[at : at + p.numel()].reshape(p.shape)
+            at += p.numel()
+    return found
