@@ -98,15 +98,17 @@ def exploding(frame: pd.DataFrame) -> Symptom | None:
     what = "of the weights" if ratio == of_weights else "with respect to outputs"
     return Symptom(
         "exploding_gradient", first, int(frame["step"].min()), ratio, EXPLODED,
-        f"the gradient {what} is {ratio:.3g} times larger at {first} than at {last}, in the median "
-        f"over steps",
+        f"the gradient {what} is {ratio:.3g} times larger at layer {first} than at {last}, in the "
+        f"median over steps",
     )  # fmt: skip
 
 
 def _first_over_last(frame: pd.DataFrame, what: str) -> tuple[float, str, str]:
     """The ratio in the median over steps, and the layers."""
     weighted = frame[(frame["what"] == "weight gradient") & ~frame["kind"].str.contains(OTHERS)]
-    mine = frame[(frame["what"] == what) & frame["layer"].isin(weighted["layer"])]
+    called = frame.loc[frame["what"] == "activation", "layer"]
+    layers = weighted.loc[weighted["layer"].isin(called), "layer"]
+    mine = frame[(frame["what"] == what) & frame["layer"].isin(layers)]
     mine = mine[np.isfinite(mine["rms"]) & (mine["rms"] > 0)]
     # Norms of gradients with respect to outputs, as layers of few values have large ones.
     size = mine["rms"] * np.sqrt(mine["count"]) if what == "gradient" else mine["rms"]
@@ -144,7 +146,7 @@ def saturated(frame: pd.DataFrame) -> Symptom | None:
     over = known[(known["layer"] == layer) & (known["saturated"] >= SATURATED)]
     return Symptom(
         "saturation", layer, int(over["step"].min()), float(share.max()), SATURATED,
-        f"{share.max():.0%} of the values of {layer} are where it is flat; so are at least "
+        f"{share.max():.0%} of the values of layer {layer} are where it is flat; so are at least "
         f"{SATURATED:.0%} in {_of(many, len(share))}",
     )  # fmt: skip
 
@@ -158,16 +160,16 @@ def dead(frame: pd.DataFrame) -> Symptom | None:
         frame: as `Flow.frame` documents it.
     """
     known = frame[frame["dead"].notna() & np.isfinite(frame["rms"])]
-    last = known.groupby("layer", sort=False).tail(1).set_index("layer")
-    if last.empty or last["dead"].max() < DEAD:
+    share = known.groupby("layer", sort=False)["dead"].last()
+    if share.empty or share.max() < DEAD:
         return None
-    layer = str(last["dead"].idxmax())
-    many = int((last["dead"] >= DEAD).sum())
+    layer = str(share.idxmax())
+    many = int((share >= DEAD).sum())
     over = known[(known["layer"] == layer) & (known["dead"] >= DEAD)]
     return Symptom(
-        "dead_relu", layer, int(over["step"].min()), float(last["dead"].max()), DEAD,
-        f"{last['dead'].max():.0%} of the units of {layer} are active for no sample any more; so "
-        f"are at least {DEAD:.0%} in {_of(many, len(last))}",
+        "dead_relu", layer, int(over["step"].min()), float(share.max()), DEAD,
+        f"{share.max():.0%} of the units of layer {layer} are active for no sample any more; so "
+        f"are at least {DEAD:.0%} in {_of(many, len(share))}",
     )  # fmt: skip
 
 
@@ -176,13 +178,13 @@ def nonfinite(flow: Flow) -> Symptom | None:
     first = flow.first_nonfinite
     if first is None:
         return None
-    layers = flow.layers
-    last = layers.loc[layers["kind"] != "input", "layer"].iloc[-1]
+    outputs = flow.frame.query("what == 'activation'")
+    last = outputs.loc[outputs["depth"].idxmax(), "layer"]
     earliest = first.since + 1
     when = f"step {first.step}"
     if earliest < first.step:
-        when = f"step {earliest} to {first.step}, between two that were recorded"
-    where = f"{first.layer} ({first.kind})"
+        when = f"step {first.step}, or at one from {earliest} on that was not recorded"
+    where = f"layer {first.layer} ({first.kind})"
     if first.layer == INPUT:
         said = f"the inputs of {when} are not finite"
     elif first.what == "weight":
