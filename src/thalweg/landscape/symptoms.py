@@ -74,8 +74,8 @@ def vanishing(frame: pd.DataFrame) -> Symptom | None:
         return None
     return Symptom(
         "vanishing_gradient", first, int(frame["step"].min()), ratio, VANISHED,
-        f"the gradient of the weights is {1 / ratio:.3g} times smaller at {first} than at {last}, "
-        f"in the median over steps",
+        f"the gradient of the weights is {1 / ratio:.3g} times smaller at layer {first} than at "
+        f"{last}, in the median over steps",
     )  # fmt: skip
 
 
