@@ -258,7 +258,7 @@ class Flow:
             self._functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._functions = None
 
-    def called(self, function: Any, kind: str, output: Any) -> None:
+    def _activation(self, function: Any, kind: str, output: Any) -> None:
         """A function of torch was called that is an activation."""
         if not self._stack or type(self._stack[-1][0]) in KINDS:
             return  # what a module of torch does inside
@@ -386,7 +386,7 @@ class _Functions(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         kind = kind_of_call(func, args, kwargs or {})
         if kind is not None:
-            self._flow.called(func, kind, output)
+            self._flow._activation(func, kind, output)
         return output
 
 

@@ -15,7 +15,7 @@ from thalweg.landscape.flow import INPUT, Flow
 
 __all__ = ["Symptom", "dead", "exploding", "nonfinite", "saturated", "symptoms", "vanishing"]
 
-# Weight gradient of the first layer over that of the last: 0.2 to 8 where training works, below
+# Weight gradient of the first layer over that of the last: 0.1 to 8 where training works, below
 # 0.025 and down to 1e-25 where it stands still.
 VANISHED = 1 / 30
 EXPLODED = 30.0
@@ -74,8 +74,8 @@ def vanishing(frame: pd.DataFrame) -> Symptom | None:
         return None
     return Symptom(
         "vanishing_gradient", first, int(frame["step"].min()), ratio, VANISHED,
-        f"the gradient of the weights is {1 / ratio:.3g} times smaller at layer {first} than at "
-        f"{last}, in the median over steps",
+        f"the gradient of the weights is {_times(1 / ratio)} times smaller at layer {first} than "
+        f"at {last}, in the median over steps",
     )  # fmt: skip
 
 
@@ -98,8 +98,8 @@ def exploding(frame: pd.DataFrame) -> Symptom | None:
     what = "of the weights" if ratio == of_weights else "with respect to outputs"
     return Symptom(
         "exploding_gradient", first, int(frame["step"].min()), ratio, EXPLODED,
-        f"the gradient {what} is {ratio:.3g} times larger at layer {first} than at {last}, in the "
-        f"median over steps",
+        f"the gradient {what} is {_times(ratio)} times larger at layer {first} than at {last}, "
+        f"in the median over steps",
     )  # fmt: skip
 
 
@@ -205,3 +205,7 @@ def _later(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _of(many: int, count: int) -> str:
     return f"{many} of {count} such layers" if count > 1 else "this one layer of its kind"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio < 1e6 else f"{ratio:.2g}"
