@@ -296,6 +296,41 @@ def test_modules_in_place_give_what_others_give():
     pd.testing.assert_frame_equal(*frames)
 
 
+def test_a_view_written_to_leaves_the_layers_gradient_as_it_was():
+    class Viewed(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.fc, self.inplace = nn.Linear(6, 6), inplace
+
+        def forward(self, x):
+            x = functional.relu(self.fc(x).view(-1, 2, 3), inplace=self.inplace)
+            return x.sum(1)
+
+    frames = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        model = Viewed(inplace)
+        _, flow = train(model, torch.optim.SGD(model.parameters(), 0.1))
+        frames.append(flow.frame)
+    pd.testing.assert_frame_equal(*frames)
+
+
+@pytest.mark.parametrize(
+    ("module", "derivative"),
+    [
+        (nn.Tanh(), lambda y: 1 - y**2),
+        (nn.Sigmoid(), lambda y: 4 * y * (1 - y)),
+        (nn.Softsign(), lambda y: (1 - abs(y)) ** 2),
+    ],
+)
+def test_saturated_is_where_the_derivative_is_a_twentieth_of_its_maximum(module, derivative):
+    x = torch.linspace(-9, 9, 901)[None].requires_grad_()
+    with watch(nn.Sequential(module)) as flow:
+        next(iter(flow._watched))(x)
+    y = module(x).detach().double().numpy()
+    assert only(flow.frame, "0", "activation")["saturated"] == (derivative(y) < FLAT).mean()
+
+
 def test_a_tied_layers_calls_are_taken_together():
     class Tied(nn.Module):
         def __init__(self):
