@@ -15,12 +15,11 @@ FLAT = 0.05  # a derivative below this share of its largest value counts as none
 
 _ROOT = (1 - FLAT) ** 0.5
 # Outputs at or beyond which the derivative is below `FLAT` of its maximum: tanh' = 1 - y²,
-# sigmoid' = y (1 - y), softsign' = (1 - |y|)²; the hard ones have none at their ends.
+# sigmoid' = y (1 - y), softsign' = (1 - |y|)²; the hard sigmoid has none at its ends.
 SATURATED: Mapping[str, tuple[float, float]] = {
     "Tanh": (-_ROOT, _ROOT),
     "Sigmoid": ((1 - _ROOT) / 2, (1 + _ROOT) / 2),
     "Softsign": (FLAT**0.5 - 1, 1 - FLAT**0.5),
-    "Hardtanh": (-1.0, 1.0),
     "Hardsigmoid": (0.0, 1.0),
 }
 

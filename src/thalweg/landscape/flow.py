@@ -44,6 +44,7 @@ FRAME = (
 WHAT = ("activation", "gradient", "weight", "weight gradient")
 INPUT = "(input)"  # what the model is called with, as a layer before the first
 MODEL = "(model)"  # the layer of parameters that the outermost module has itself
+PASSES = 100  # of one step that are kept, the last ones
 KEPT = 1 << 18  # values of samples on the device until they are read and summarised
 
 
@@ -85,8 +86,9 @@ class Flow:
     the device until there is much of it, or somebody asks.
     """
 
-    def __init__(self, model: nn.Module, every: int) -> None:
+    def __init__(self, model: nn.Module, every: int, counted: bool = False) -> None:
         self._every = every
+        self._counted = counted  # by an optimizer's steps
         self._names: dict[nn.Module, str] = {}
         self._kinds: dict[str, str] = {INPUT: "input"}
         self._watched: dict[nn.Module, str] = {}  # layers, with their kinds
@@ -100,6 +102,7 @@ class Flow:
         self._places: dict[tuple[int, torch.device], Tensor] = {}
         self._begin_step()
         self._done = 0
+        self._several = False  # passes in one step
         self._steps: list[tuple[int, list[Seen]]] = []  # not yet summarised
         self._kept = 0
         self._last = -1
@@ -110,23 +113,24 @@ class Flow:
 
     def _survey(self, model: nn.Module) -> None:
         """Names of modules, which of them are layers, and whose each parameter is."""
+        wholes: list[str] = []  # prefixes of layers whose parts are no layers
         for name, module in model.named_modules():
-            if ".parametrizations." in f".{name}.":
+            if name.startswith(tuple(wholes)):
                 continue
             self._names[module] = name or MODEL
             kind = parametrize.type_before_parametrizations(module).__name__
             self._kinds[name or MODEL] = kind
-            whole_layer = (
-                not any(True for _ in module.children())
-                or isinstance(module, nn.MultiheadAttention)
-                or parametrize.is_parametrized(module)
-            )
-            has_parameters = any(True for _ in module.parameters())
-            if type(module) in KINDS or (whole_layer and has_parameters):
+            attention = isinstance(module, nn.MultiheadAttention)
+            if attention or parametrize.is_parametrized(module):
+                wholes.append(f"{name}." if name else "")
+            elif any(True for _ in module.children()):
+                continue
+            if type(module) in KINDS or any(True for _ in module.parameters()):
                 self._watched[module] = kind
         largest: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
-            owner = name.rpartition(".")[0].partition(".parametrizations")[0] or MODEL
+            inside = next((w for w in wholes if name.startswith(w)), None)
+            owner = (name.rpartition(".")[0] if inside is None else inside[:-1]) or MODEL
             if not is_lazy(parameter):
                 other = largest.setdefault(owner, parameter)
                 if parameter.numel() > other.numel():
@@ -136,7 +140,18 @@ class Flow:
     # ---- steps
 
     def step(self) -> None:
-        """Say that the optimizer has taken a step; not needed where `watch` was given it."""
+        """Say that the optimizer has taken a step.
+
+        Raises:
+            LandscapeError: where `watch` was given the optimizer, and counts its steps.
+        """
+        if self._counted:
+            raise LandscapeError(
+                "step", "the optimizer's steps are counted already; leave this call out"
+            )
+        self._advance()
+
+    def _advance(self) -> None:
         self._end_step()
         self._done += 1
         if self._done % self._every == 0:
@@ -163,6 +178,7 @@ class Flow:
         counted = [p for p in self._passes if p.reached] or self._passes
         seen = [one for p in counted for one in p.seen]
         seen = [*self._weights, *seen, *self._gradients.values()]
+        self._several |= len(counted) > 1
         for p in self._passes:
             p.over = True
         self._begin_step()
@@ -212,6 +228,8 @@ class Flow:
         else:
             self._pass = _Pass()
             self._passes.append(self._pass)
+            if len(self._passes) > PASSES:
+                self._passes.pop(0).over = True
             if not self._weights:
                 self._weights = self._measure_weights()
             self._pass.seen += [
@@ -240,7 +258,7 @@ class Flow:
             self._functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._functions = None
 
-    def called(self, function: Any, kind: str, output: Any) -> None:
+    def _activation(self, function: Any, kind: str, output: Any) -> None:
         """A function of torch was called that is an activation."""
         if not self._stack or type(self._stack[-1][0]) in KINDS:
             return  # what a module of torch does inside
@@ -306,13 +324,14 @@ class Flow:
             layer: name of the module, or of the call of a function inside one (``block.relu()``).
             kind: ``Linear``, ``ReLU`` and so on.
             what: ``activation`` (the layer's outputs), ``gradient`` (of the loss with respect to
-                them), ``weight`` (all parameters of the layer itself) or ``weight gradient``.
+                them), ``weight`` (the largest parameter of the layer, before the step) or ``weight
+                gradient`` (with respect to it, summed over a step's backward passes).
             count: how many values; those of a layer called several times, or in several passes of
                 one step, are taken together.
             rms: root of their mean square, of all values.
             mean, std, q05, q25, q50, q75, q95, zeros: mean, standard deviation, quantiles and the
-                share that is exactly 0, of at most `SAMPLE` values of each tensor at fixed places
-                (of a layer with several parameters the largest); NaN for weights.
+                share that is exactly 0, of each tensor's values, or of `SAMPLE` of them at fixed
+                places if there are more; NaN for weights.
             saturated: share of the same values of a bounded activation function at which its
                 derivative is below `thalweg.landscape.activations.FLAT` of its maximum; NaN for
                 others.
@@ -367,7 +386,7 @@ class _Functions(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         kind = kind_of_call(func, args, kwargs or {})
         if kind is not None:
-            self._flow.called(func, kind, output)
+            self._flow._activation(func, kind, output)
         return output
 
 
@@ -377,14 +396,16 @@ def watch(
 ) -> Iterator[Flow]:
     """Record sizes and distributions of activations and gradients while a model is trained.
 
-    The training loop stays as it is; what it computes, to the last bit, too. Recorded are passes
-    with gradients enabled, and of these the ones that a backward pass follows, if any is; layers
-    are modules without children that have parameters, and activation functions, be they modules or
-    calls (``F.relu``, ``x.tanh()``) inside a module's call.
+    The training loop stays as it is, and so does what it computes, to the last bit. Layers are
+    modules without children that have parameters, and activation functions: modules, or calls
+    (``F.relu``, ``x.tanh()``, ``x.clamp(min=0)``) while a module is called. Recorded are passes
+    with gradients enabled; where a backward pass follows some of a step's, these alone, and at
+    most the last `PASSES`. Of a layer that returns several tensors, as an LSTM does, the first
+    counts, with gradients all do.
 
     Args:
         model: on any device.
-        optimizer: whose steps are counted; without it, call ``flow.step()`` after each.
+        optimizer: whose steps are counted; without it, call ``flow.step()`` after each of them.
         every: of so many steps one is recorded, from the first on. With 1, the first value that is
             not finite is found in its own step.
 
@@ -402,10 +423,10 @@ def watch(
         raise LandscapeError(
             "model", "is compiled, which leaves no layers; watch the module that was compiled"
         )
-    flow = Flow(model, whole("every", every))
+    flow = Flow(model, whole("every", every), optimizer is not None)
     counting = None
     if optimizer is not None:
-        counting = optimizer.register_step_post_hook(lambda *_: flow.step())
+        counting = optimizer.register_step_post_hook(lambda *_: flow._advance())
     flow._arm()
     try:
         yield flow
@@ -413,6 +434,10 @@ def watch(
         if counting is not None:
             counting.remove()
         flow._end_step()
+    if flow._done == 0 and flow._several:
+        raise LandscapeError(
+            "step", "was not called in all this time; give watch the optimizer, or call flow.step()"
+        )
 
 
 @dataclass(frozen=True, eq=False)

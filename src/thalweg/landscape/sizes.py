@@ -138,6 +138,8 @@ def digest(steps: Sequence[tuple[int, Sequence[Seen]]], kinds: Mapping[str, str]
     units, peaks = _fetched([one.peak for _, one in every])
     for i, place in units.items():
         step, one = every[i]
+        if np.isnan(peaks[place]).any():
+            continue
         mine, batch, positive = active[one.layer], one.batch, peaks[place] > 0
         if mine and mine[-1][0] == step and len(mine[-1][2]) == len(positive):
             _, others, before = mine.pop()
