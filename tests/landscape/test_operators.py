@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from thalweg import Split
@@ -128,11 +130,7 @@ class Dense:
 def case(request):
     model = made(request.param)
     reference = made(request.param).eval()
-    with (
-        torch.backends.mha.fastpath_off()
-        if False
-        else torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    ):
+    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
         yield model, Dense(reference)
 
 
@@ -222,11 +220,9 @@ def test_choice_of_parameters_is_a_block(make):
     every = make(model, "cross_entropy", (x, y))
     # First weights and bias (25 numbers), then the others (18).
     full = whole(every)
-    for chosen, rows in (
-        ("0", slice(25)),
-        (["2"], slice(25, 43)),
-        (("2.bias", "0.bias"), [*range(20, 25), *range(40, 43)]),
-    ):
+    biases = [*range(20, 25), *range(40, 43)]
+    choices = [("0", slice(25)), (["2"], slice(25, 43)), (("2.bias", "0.bias"), biases)]
+    for chosen, rows in choices:
         op = make(model, "cross_entropy", (x, y), parameters=chosen)
         np.testing.assert_allclose(whole(op), full[rows][:, rows], **CLOSE)
     assert op.names == ("0.bias", "2.bias")
@@ -257,7 +253,7 @@ def test_data_in_any_form():
     dataset = TensorDataset(x, y)
     batches = list(zip(x.split(9), y.split(9), strict=True))
     forms = [
-        Split(x, y), [x, y][:0] or dataset, DataLoader(dataset, batch_size=4, shuffle=True),
+        Split(x, y), dataset, DataLoader(dataset, batch_size=4, shuffle=True),
         batches, iter(batches), [list(batch) for batch in batches],
     ]  # fmt: skip
     for form in forms:
@@ -475,10 +471,8 @@ def test_what_cannot_be_used(change, argument, says):
 
 
 def test_samples_that_batch_normalisation_mixes():
-    model, (x, y) = (
-        nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)),
-        data(),
-    )
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    x, y = data()
     with pytest.raises(LandscapeError, match="BatchNorm1d without running statistics mixes"):
         empirical_fisher(model, "cross_entropy", (x.float(), y))
     assert hessian(model, "cross_entropy", (x.float(), y)).shape == (21, 21)
@@ -487,10 +481,8 @@ def test_samples_that_batch_normalisation_mixes():
 def test_memory_grows_with_the_parameters_and_not_their_square():
     """A matrix of its 75,000 parameters would take 22 GB; a product takes some batches' graphs."""
     torch.manual_seed(0)
-    op = hessian(
-        resnet((1, 8, 8), 10)(), "cross_entropy", (torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
-    )
-    from torch.utils._python_dispatch import TorchDispatchMode
+    images = torch.randn(8, 1, 8, 8), torch.randint(10, (8,))
+    op = hessian(resnet((1, 8, 8), 10)(), "cross_entropy", images)
 
     class Largest(TorchDispatchMode):
         seen = 0
@@ -502,7 +494,7 @@ def test_memory_grows_with_the_parameters_and_not_their_square():
                     Largest.seen = max(Largest.seen, t.untyped_storage().nbytes())
             return found
 
-    with Largest():
+    with Largest():  # of any tensor that an operation makes
         op @ np.ones((op.shape[0], 8), np.float32)
     # Eight vectors, or eight times the largest activation of eight samples, whichever is more.
     assert 0 < Largest.seen <= 8 * max(4 * op.shape[0], 8 * op.bytes_per_sample)

@@ -79,14 +79,14 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
     ) -> None:
         self.kind = kind
         self._record = record
-        batches = _batches(data)
-        self._copied(model, parameters, dtype)
-        super().__init__(_numpy(self._dtype), (self._size, self._size))
-        self._loss = self._loss_of(loss, batches[0][1])
-        self.samples = sum(_count(y) for _, y in batches)
-        gpus = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus), self._apart():
-            self.bytes_per_sample = self._tried(batches[0])
+        with random_states():
+            batches = _batches(data)
+            self._copied(model, parameters, dtype)
+            super().__init__(_numpy(self._dtype), (self._size, self._size))
+            self._loss = self._loss_of(loss, batches[0][1])
+            self.samples = sum(_count(y) for _, y in batches)
+            with self._apart():
+                self.bytes_per_sample = self._tried(batches[0])
         self.batch_size = self._fitting(batch_size)
         self._batches = [
             tuple(tree_map(lambda t, i=i: t[i : i + self.batch_size], (x, y)))
@@ -94,7 +94,7 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             for i in range(0, _count(y), self.batch_size)
         ]
         self._kept: dict[int, Product] = {}
-        graph = max(1, self.bytes_per_sample * self.batch_size)
+        graph = self.bytes_per_sample * self.batch_size
         self._room = int(min(KEPT, KEPT_SHARE * self._free()) / graph)
         self._vmapped = True
 
@@ -321,6 +321,19 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
         ):
             warnings.filterwarnings("ignore", "There is a performance drop")
             yield
+
+
+@contextmanager
+def random_states() -> Iterator[None]:
+    """Leave those of torch, NumPy and Python as they are, whatever data and models draw."""
+    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count() if used else 0)):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def hessian(
@@ -556,8 +569,7 @@ def _batches(data: Any) -> list[tuple[Any, Any]]:
             f"must be (x, y), a Split, a Dataset, a DataLoader or batches (x, y), got "
             f"{type(data).__name__}",
         )
-    with _random_states():
-        found = [_pair(batch) for batch in data]
+    found = [_pair(batch) for batch in data]
     if not found:
         raise LandscapeError("data", "has no batch")
     return found
@@ -578,15 +590,3 @@ def _pair(batch: Any) -> tuple[Any, Any]:
             f"{' and '.join(str(len(t)) for t in leaves)}",
         )
     return batch[0], batch[1]
-
-
-@contextmanager
-def _random_states() -> Iterator[None]:
-    """Leave those alone that a person's iterable may draw from."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
