@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -47,6 +49,26 @@ class Function:
     def __call__(self, points: Tensor) -> Tensor:
         """Values at ``points``, ``(..., variables)``, of shape ``(...)`` and their dtype."""
         return self.evaluate(points.unbind(-1))
+
+    def grid(self, box: Box, count: int) -> pd.DataFrame:
+        """Values on a grid, NaN where there is none.
+
+        Args:
+            box: lowest and highest value of each variable.
+            count: of places along each.
+
+        Returns:
+            Columns ``x``, ``y`` if there is one, ``value`` and ``share``: of the grid, that is
+            lower.
+        """
+        lines = [torch.linspace(*ends, count, dtype=torch.float64) for ends in box]
+        places = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).reshape(-1, len(box))
+        with torch.no_grad():
+            values = self(places)
+        frame = pd.DataFrame(places.numpy(), columns=list(self.variables))
+        frame["value"] = np.where(values.isfinite(), values, np.nan)
+        frame["share"] = frame["value"].rank(pct=True)
+        return frame
 
     def slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Values and gradients at points that do not know of each other.
@@ -117,7 +139,7 @@ FUNCTIONS: Mapping[str, Function] = {
             "cubic",
             "x**3",
             ((-2.0, 2.0),),
-            (1.5,),
+            (0.9,),
             "a saddle point of one variable: at 0 the gradient vanishes, and yet it goes down on",
         ),
         _named(
@@ -125,7 +147,8 @@ FUNCTIONS: Mapping[str, Function] = {
             "tanh(x)",
             ((-5.0, 5.0),),
             (4.0,),
-            "a vanishing gradient: at x = 4 the derivative is 0.0013, and nothing moves",
+            "a vanishing gradient: at x = 4 the derivative is 0.0013, and a step by it next to nothing; "
+            "what divides by the size of the gradient does not mind",
         ),
         _named(
             "saddle",
@@ -215,4 +238,4 @@ def function(text: str) -> Function:
         raise LandscapeError("expression", f"there is no function {text!r}; {meant}")
     variables, evaluate = parse(text)
     n = len(variables)
-    return Function(text, text, variables, (USUAL,) * n, (2.0, 1.0)[:n], evaluate=evaluate)
+    return Function(text, text, variables, (USUAL,) * n, (2.2, 1.3)[:n], evaluate=evaluate)

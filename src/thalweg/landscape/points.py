@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq
@@ -13,7 +14,7 @@ from thalweg.landscape.arguments import LandscapeError
 from thalweg.landscape.critical import classify
 from thalweg.landscape.functions import Box, Function
 
-__all__ = ["Point", "Points", "critical_points", "kind_at"]
+__all__ = ["CLOSE", "Point", "Points", "critical_points", "kind_at"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -25,6 +26,7 @@ EXACT = 1e-6  # of the range: Newton's last step, and of the usual gradient: wha
 APART = 1e-4  # of the range: what is closer is one point
 NEAR = 1e-9  # of the range, on both sides of a kink
 DOUBLE = 1e-8  # of the derivative's neighbours: what is left of it at a double root
+CLOSE = 1e-2  # of the range: what is near
 AROUND = (1e-3, 1e-2)  # of the range: how far a look around a degenerate point goes
 FILL = 30  # more degenerate points than that are a line of them, or an area
 LISTED = 12  # of these
@@ -64,6 +66,15 @@ class Points:
 
     points: tuple[Point, ...]
     note: str = ""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a point: ``x, y, value, kind, degenerate, why``; ``y`` is NaN of one variable."""
+        rows = [
+            ((*p.x, math.nan)[0], (*p.x, math.nan)[1], p.value, p.kind, p.degenerate, p.why)
+            for p in self.points
+        ]
+        return pd.DataFrame(rows, columns=["x", "y", "value", "kind", "degenerate", "why"])
 
     def of(self, kind: str) -> tuple[Point, ...]:
         """Those of a kind."""
@@ -108,18 +119,33 @@ def kind_at(function: Function, x: Any, width: float, gradient: float | None = N
         found = classify(function, place, gradient_tolerance=gradient)
     except LandscapeError as error:
         value = float(function(torch.tensor(place, dtype=torch.float64)))
-        kind, seen = _look_around(function, place, value, width)
+        kind, seen = _look_around(function, place, width)
         return Point(place, value, kind, True, (), f"{error.problem}; {seen}")
     kind, why = found.verdict, found.why
     if degenerate := kind == "degenerate":
-        kind, seen = _look_around(function, place, found.value, width)
+        centre = _settled(function, place)
+        if math.dist(centre, place) <= CLOSE * width:
+            kind, seen = _look_around(function, centre, width)
+        else:
+            kind, seen = "flat", "the gradient vanishes, and yet no critical point is near"
         why = f"{why}; {seen}"
     return Point(place, found.value, kind, degenerate, tuple(found.eigenvalues.tolist()), why)
 
 
-def _look_around(
-    function: Function, place: tuple[float, ...], value: float, width: float
-) -> tuple[str, str]:
+def _settled(function: Function, place: tuple[float, ...]) -> tuple[float, ...]:
+    """Where Newton's method ends up from there."""
+    at = np.array(place)
+    for _ in range(NEWTON):
+        gradient, hessian = (t[0].numpy() for t in function.curvature(torch.tensor(at[None])))
+        if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
+            break
+        at = at - np.linalg.pinv(hessian, hermitian=True) @ gradient
+    return tuple(at.tolist())
+
+
+def _look_around(function: Function, place: tuple[float, ...], width: float) -> tuple[str, str]:
+    """Kind of a point by the values close around."""
+    value = float(function(torch.tensor(place, dtype=torch.float64)))
     angles = torch.arange(64, dtype=torch.float64) * (2 * torch.pi / 64)
     sides = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     directions = sides if len(place) == 1 else torch.stack([angles.cos(), angles.sin()], 1)
