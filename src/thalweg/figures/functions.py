@@ -49,18 +49,19 @@ def descent_on_line(
         showlegend=False,
         hovertemplate="x %{x:.4g}<br>%{y:.5g}<extra></extra>",
     )
-    _points(figure, points, "value", labels=len(points) <= LABELLED)
-    steps = _frames_at(int(paths["step"].max()))
-    growing = _add_paths(figure, paths, colors, ("x", "value"), steps[-1])
+    ends = curve["x"].min(), curve["x"].max()
+    steps = _frames_at(paths[paths["x"].between(*ends)])
+    growing = _add_paths(figure, paths, colors, ("x", "value"), steps)
     _animate(figure, growing, steps)
+    _points(figure, points, "value")
     seen = curve["value"].dropna()
     edge = 0.12 * max(float(seen.max() - seen.min()), 1e-12)
-    figure.update_xaxes(title_text="x", range=[curve["x"].min(), curve["x"].max()])
+    figure.update_xaxes(title_text="x", range=ends)
     figure.update_yaxes(
         title_text="value", range=[float(seen.min()) - edge, float(seen.max()) + edge]
     )
     finish(figure, 620)
-    return figure.update_layout(margin={"b": 140})
+    return figure.update_layout(margin={"b": 140, "t": 60})
 
 
 def descent_on_plane(
@@ -71,7 +72,8 @@ def descent_on_plane(
     Lines of equal height are closer to each other, in height, the lower they are.
 
     Args:
-        ground: values on a grid, ``x, y, value, share``; the share of the grid that is lower.
+        ground: values on a grid, by ``x``, then ``y``: ``x, y, value, share``; the share of the
+            grid that is lower.
         points: critical points, ``x, y, value, kind``.
         paths: ``optimizer, start, step, x, y, value``.
         colors: of each optimizer.
@@ -83,9 +85,9 @@ def descent_on_plane(
         column_widths=[0.5, 0.5],
         horizontal_spacing=0.04,
     )
-    values = ground.pivot(index="y", columns="x", values="value")
-    shades = np.sqrt(ground.pivot(index="y", columns="x", values="share").to_numpy())
-    x, y, z = values.columns.to_numpy(), values.index.to_numpy(), values.to_numpy()
+    x, y = ground["x"].unique(), ground["y"].unique()
+    z = ground["value"].to_numpy().reshape(len(x), len(y)).T
+    shades = np.sqrt(ground["share"].to_numpy().reshape(len(x), len(y)).T)
     scale = [[0.0, LOW], [1.0, HIGH]]
     figure.add_contour(
         x=x,
@@ -105,18 +107,17 @@ def descent_on_plane(
     figure.add_surface(
         x=x,
         y=y,
-        z=np.where(z <= top, z, np.nan),
+        z=np.minimum(z, top),
         surfacecolor=shades,
         colorscale=scale,
         showscale=False,
         opacity=0.92,
-        contours={"z": _heights(float(ground["value"].min()), top)},
+        contours={"z": _heights(ground["value"], top)},
         hovertemplate="x %{x:.4g}, y %{y:.4g}<br>%{z:.5g}<extra></extra>",
         name="",
         row=1,
         col=2,
     )
-    _points(figure, points, "y", labels=len(points) <= LABELLED, row=1, col=1)
     if len(points) <= IN_3D:
         for kind, mine in points[points["value"] <= top].groupby("kind", sort=False):
             figure.add_scatter3d(
@@ -135,14 +136,16 @@ def descent_on_plane(
                 row=1,
                 col=2,
             )
-    steps = _frames_at(int(paths["step"].max()))
-    growing = _add_paths(figure, paths, colors, ("x", "y"), steps[-1], row=1, col=1)
     ends = ground["x"].min(), ground["x"].max(), ground["y"].min(), ground["y"].max()
-    above = paths[_inside(paths, ends) & (paths["value"] <= top)]
+    within = paths["x"].between(*ends[:2]) & paths["y"].between(*ends[2:])
+    steps = _frames_at(paths[within])
+    growing = _add_paths(figure, paths, colors, ("x", "y"), steps, row=1, col=1)
+    _points(figure, points, "y", row=1, col=1)
+    above = paths[within & (paths["value"] <= top)]
     # A little above the surface, which would hide half of a line that lies in it.
     lift = 0.01 * (top - float(ground["value"].min()))
     above = above.assign(value=above["value"] + lift)
-    growing += _add_paths(figure, above, colors, ("x", "y", "value"), steps[-1], row=1, col=2)
+    growing += _add_paths(figure, above, colors, ("x", "y", "value"), steps, row=1, col=2)
     _animate(figure, growing, steps)
     figure.update_xaxes(title_text="x", range=ends[:2])
     figure.update_yaxes(title_text="y", range=ends[2:], title_standoff=2)
@@ -150,13 +153,13 @@ def descent_on_plane(
     axis = {"backgroundcolor": "white", "gridcolor": "#e6e6e6", "title_font": {"size": 12}}
     axis |= {"tickfont": {"size": 10}}
     figure.update_layout(
-        margin={"b": 140, "l": 55, "r": 5},
+        margin={"b": 140, "l": 55, "r": 5, "t": 60},
         scene={
             "xaxis": {**axis, "title": "x", "range": ends[:2]},
             "yaxis": {**axis, "title": "y", "range": ends[2:]},
             "zaxis": {**axis, "title": "value"},
             "aspectratio": {"x": 1, "y": 1, "z": 0.75},
-            "camera": {"eye": {"x": -1.25, "y": -1.45, "z": 1.05}},
+            "camera": {"eye": {"x": -0.9, "y": -1.15, "z": 1.35}},
         },
     )
     return figure
@@ -171,42 +174,47 @@ def _top(ground: pd.DataFrame, paths: pd.DataFrame) -> float:
     return high if high - low <= 4 * needed else low + 2 * needed
 
 
-def _heights(low: float, high: float) -> dict[str, Any]:
-    if not high > low:
+def _heights(values: pd.Series, top: float) -> dict[str, Any]:
+    """Lines of equal height; plotly fills what lies between them where values are missing."""
+    low = float(values.min())
+    if values.isna().any() or not top > low:
         return {"show": False}
-    size = (high - low) / LEVELS
-    return {"show": True, "start": low, "end": high, "size": size, "color": "#8795a3", "width": 1}
+    size = (top - low) / LEVELS
+    lines = {"start": low + size / 2, "end": top - size / 2, "size": size}
+    return {"show": True, **lines, "color": "#8795a3", "width": 1}
 
 
-def _inside(paths: pd.DataFrame, ends: Sequence[float]) -> pd.Series:
-    return paths["x"].between(*ends[:2]) & paths["y"].between(*ends[2:])
-
-
-def _points(
-    figure: go.Figure, points: pd.DataFrame, upright: str, labels: bool, **place: int
-) -> None:
+def _points(figure: go.Figure, points: pd.DataFrame, upright: str, **place: int) -> None:
+    labels = len(points) <= LABELLED
     for kind, mine in points.groupby("kind", sort=False):
         symbol, color = MARKS[str(kind)]
-        where = [_where(point) for point in mine.itertuples()]
         figure.add_scatter(
             x=mine["x"],
             y=mine[upright],
-            mode="markers+text" if labels else "markers",
+            mode="markers",
             marker={
                 "symbol": symbol,
-                "size": 10 if labels else 7,
+                "size": 11 if labels else 7,
                 "color": color,
                 "line": {"color": color if "open" in symbol else "white", "width": 1},
             },
-            text=[f"{kind}<br>{at}" for at in where] if labels else None,
-            textposition=[
-                "top center" if kind == "maximum" or i % 2 else "bottom center"
-                for i in range(len(mine))
-            ],
-            textfont={"size": 11},
             name=str(kind),
-            customdata=where,
+            customdata=[_where(point) for point in mine.itertuples()],
             hovertemplate=f"{kind}<br>%{{customdata}}<extra></extra>",
+            **place,
+        )
+    for point in points.itertuples() if labels else ():
+        figure.add_annotation(
+            x=point.x,
+            y=getattr(point, upright),
+            text=f"{point.kind}<br>{_where(point)}",
+            ax=0,
+            ay=-38 if point.kind == "maximum" else 42,
+            arrowhead=0,
+            arrowwidth=1,
+            arrowcolor="#555555",
+            bgcolor="rgba(255, 255, 255, 0.75)",
+            font={"size": 11},
             **place,
         )
 
@@ -221,8 +229,13 @@ def _clean(value: float) -> float:
     return 0.0 if abs(value) < 1e-12 else value
 
 
-def _frames_at(last: int) -> list[int]:
-    """Steps of the animation: each at first, then ever fewer, as less and less happens."""
+def _frames_at(seen: pd.DataFrame) -> list[int]:
+    """Steps of the animation: each at first, then ever fewer, as less and less happens.
+
+    Args:
+        seen: what of the paths is in the picture.
+    """
+    last = int(seen["step"].max()) + 1 if len(seen) else 1  # the step that leads out of it, too
     if last <= FRAMES:
         return list(range(last + 1))
     shown = np.unique(np.round(np.geomspace(1, last, FRAMES)).astype(int))
@@ -234,17 +247,18 @@ def _add_paths(
     paths: pd.DataFrame,
     colors: Mapping[str, str],
     columns: Sequence[str],
-    last: int,
+    steps: Sequence[int],
     **place: int,
 ) -> list[tuple[int, pd.DataFrame, tuple[str, ...]]]:
     """All paths, whole; the trace of each, with its rows and which columns are its coordinates."""
     found = []
     deep = len(columns) == 3
     places = list(colors)
-    drawn = set(_drawn(last))
+    through = np.round(np.geomspace(1, max(steps), 160)).astype(int)
+    drawn = {*steps, *through.tolist()}
     for (label, start), mine in paths.groupby(["optimizer", "start"], sort=False):
         i = places.index(label)
-        mine = mine[mine["step"].isin(drawn) | (mine["step"] == mine["step"].max())]
+        mine = mine[mine["step"].isin(drawn)]
         same = [name for name in places[:i] if colors[name] == colors[label]]
         dash = DASHES[len(same) % len(DASHES)]
         line = {"color": colors[label], "width": 5 if deep else 2.2, "dash": dash}
@@ -268,12 +282,6 @@ def _add_paths(
     return found
 
 
-def _drawn(last: int) -> list[int]:
-    """Steps that a path is drawn through."""
-    few = np.round(np.geomspace(1, max(1, last), 160)).astype(int)
-    return sorted({0, *few.tolist(), *_frames_at(last)})
-
-
 def _animate(
     figure: go.Figure,
     growing: Sequence[tuple[int, pd.DataFrame, tuple[str, ...]]],
@@ -282,7 +290,7 @@ def _animate(
     frames = []
     for step in steps:
         data = []
-        for trace, rows, columns in growing:
+        for _, rows, columns in growing:
             so_far = rows[rows["step"] <= step]
             kind = go.Scatter3d if len(columns) == 3 else go.Scatter
             values = dict(zip("xyz", (so_far[c] for c in columns), strict=False))

@@ -147,8 +147,8 @@ FUNCTIONS: Mapping[str, Function] = {
             "tanh(x)",
             ((-5.0, 5.0),),
             (4.0,),
-            "a vanishing gradient: at x = 4 the derivative is 0.0013, and a step by it next to nothing; "
-            "what divides by the size of the gradient does not mind",
+            "a vanishing gradient: at x = 4 the derivative is 0.0013, and a step by it next to "
+            "nothing; what divides by the size of the gradient does not mind",
         ),
         _named(
             "saddle",
@@ -214,6 +214,10 @@ FUNCTIONS: Mapping[str, Function] = {
 }
 
 
+def _bare(text: str) -> str:
+    return text.replace(" ", "").replace("^", "**")
+
+
 def function(text: str) -> Function:
     """The function of that name, or of that expression.
 
@@ -236,6 +240,9 @@ def function(text: str) -> Function:
             else f"choose from {', '.join(FUNCTIONS)}, or write an expression in x, or x and y"
         )
         raise LandscapeError("expression", f"there is no function {text!r}; {meant}")
+    for one in FUNCTIONS.values():
+        if _bare(one.text) == _bare(text):
+            return one
     variables, evaluate = parse(text)
     n = len(variables)
     return Function(text, text, variables, (USUAL,) * n, (2.2, 1.3)[:n], evaluate=evaluate)
