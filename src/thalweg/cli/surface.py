@@ -46,6 +46,7 @@ PLURALS = {
 ENDS = {
     "steps": "still moving",
     "diverged": "diverged",
+    "undefined": "left where it is defined",
     "unbounded": "falls without bound",
 }
 
@@ -196,7 +197,6 @@ def _function_surface(
 ) -> None:
     from thalweg.landscape.functions import function
     from thalweg.landscape.paths import DEFAULT, descend, diverging
-    from thalweg.landscape.points import critical_points
 
     f = function(text)
     box = f.range if given["range"] is None else _box(given["range"], len(f.variables))
@@ -210,14 +210,13 @@ def _function_surface(
         seed=seed,
         **{name: value for name, value in asked.items() if value is not None},
     )
-    points = critical_points(f, descent.box)
-    rates = diverging(descent, points)
+    rates = diverging(descent)
     out = Path(f"thalweg-surface-{_slug(f.name)}.html") if out is None else out
-    _write(out, descent, points, rates)
+    _write(out, descent, rates)
     if json:
-        sys.stdout.write(jsons.dumps(_plain(descent, points, rates)) + "\n")
+        sys.stdout.write(jsons.dumps(_plain(descent, rates)) + "\n")
     else:
-        _print(descent, points, rates)
+        _print(descent, rates)
     typer.echo(f"Page: {out}", err=json)
 
 
@@ -375,7 +374,7 @@ def _point_rows(points: "Points", box: "Box") -> list[list[str]]:
     return [[p.kind, _at(p.x, box), _shown(p.value), p.why] for p in points.points[:LISTED]]
 
 
-def _print(descent: "Descent", points: "Points", rates: "pd.DataFrame") -> None:
+def _print(descent: "Descent", rates: "pd.DataFrame") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -389,7 +388,7 @@ def _print(descent: "Descent", points: "Points", rates: "pd.DataFrame") -> None:
         console.print(shown)
 
     console = Console(highlight=False, markup=False)
-    f = descent.function
+    f, points = descent.function, descent.points
     console.print(f"{f.text}{f': {f.about}' if f.about else ''}")
     console.print(sentence(_found(points, descent.box)))
     if len(points.points) <= PRINTED:
@@ -414,11 +413,11 @@ def _tuning(descent: "Descent") -> str:
     )
 
 
-def _write(out: Path, descent: "Descent", points: "Points", rates: "pd.DataFrame") -> None:
+def _write(out: Path, descent: "Descent", rates: "pd.DataFrame") -> None:
     from thalweg.figures.functions import descent_on_line, descent_on_plane, progress
     from thalweg.figures.html import page, table
 
-    f, box = descent.function, descent.box
+    f, box, points = descent.function, descent.box, descent.points
     colors = {mover.label: mover.color for mover in descent.movers}
     draw = descent_on_line if len(box) == 1 else descent_on_plane
     ground = f.grid(box, CURVE if len(box) == 1 else GROUND)
@@ -504,13 +503,13 @@ def _value(f: "Function", x: Sequence[float]) -> float:
     return float(f(torch.tensor(x, dtype=torch.float64)))
 
 
-def _plain(descent: "Descent", points: "Points", rates: "pd.DataFrame") -> dict[str, Any]:
+def _plain(descent: "Descent", rates: "pd.DataFrame") -> dict[str, Any]:
     """For machines; missing numbers as null."""
 
     def rows(table: "pd.DataFrame") -> Any:
         return jsons.loads(table.to_json(orient="records", double_precision=15))
 
-    f = descent.function
+    f, points = descent.function, descent.points
     return {
         "function": f.name,
         "expression": f.text,

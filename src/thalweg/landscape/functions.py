@@ -32,7 +32,7 @@ class Function:
         text: the expression.
         variables: ``("x",)`` or ``("x", "y")``.
         range: lowest and highest value of each variable that is worth a look.
-        start: where optimizers start.
+        start: where optimizers start; empty where nothing is known of it.
         about: what it shows, and where it comes from.
         twin: name of the function that is minimised in place of this one, if there is one.
     """
@@ -244,5 +244,4 @@ def function(text: str) -> Function:
         if _bare(one.text) == _bare(text):
             return one
     variables, evaluate = parse(text)
-    n = len(variables)
-    return Function(text, text, variables, (USUAL,) * n, (2.2, 1.3)[:n], evaluate=evaluate)
+    return Function(text, text, variables, (USUAL,) * len(variables), (), evaluate=evaluate)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thalweg.landscape.arguments import LandscapeError, positive, whole
 from thalweg.landscape.functions import Box, Function, function
-from thalweg.landscape.points import Point, Points, kind_at
+from thalweg.landscape.points import Point, Points, critical_points, kind_at
 from thalweg.optim.registry import OPTIMIZERS, key
 from thalweg.replicas.update import Replica, Updates
 from thalweg.rules import Rule
@@ -35,7 +35,7 @@ STEPS = 1000
 TOLERANCE = 1e-10  # of the squared norm of the gradient
 RATES = np.logspace(-4, 2, 25)  # tried for each optimizer, unless rates are given
 ALIKE = 1e-6  # of what the best run descends: values that close to the lowest count as equal
-FALLS = 2  # rank of a run that left the range downwards
+UPPER_RIGHT = (0.87, 0.72)  # of the range, off its diagonals
 SEEN = 20  # steps that a fall without bound should take, so that its path can be seen
 FAR = 1e6  # widths of the range, from which there is no way back
 
@@ -69,7 +69,11 @@ class Mover:
 
     def replica(self, lr: float, schedule: Any = None) -> Replica:
         """One that moves at this rate."""
-        return Replica(self.rule, self.rule.complete({**self.hyper, "lr": lr}), 0, schedule)
+        return Replica(self.rule, {**self.complete(), "lr": lr}, 0, schedule)
+
+    def complete(self) -> dict[str, Any]:
+        """All hyperparameters; no weight decay unless asked for, which is of another function."""
+        return self.rule.complete({"weight_decay": 0.0, **self.hyper})
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,10 @@ class Descent:
             counts from 0, and ``y`` is missing of one variable.
         table: a row an optimizer and start: ``optimizer, lr, start, outcome, steps, x, y, value,
             kind, why, gradient_start, gradient_norm``. ``outcome`` is ``tolerance``, ``steps``,
-            ``diverged`` or ``unbounded`` (the function falls without bound there), ``steps`` when
-            it came about, and ``kind`` what the end is: as `Point` has it, or ``not critical``.
+            ``unbounded`` (the function falls without bound there), ``diverged`` or ``undefined``
+            (so is the function there, or its derivative), ``steps`` when it came about, ``kind``
+            what the end is: as `Point` has it, or ``not critical``.
+        points: critical points in the range.
         starts: as given.
         steps: the limit.
         tolerance: of the squared norm of the gradient, at which a path ends.
@@ -97,6 +103,7 @@ class Descent:
     movers: tuple[Mover, ...]
     paths: pd.DataFrame = field(repr=False)
     table: pd.DataFrame = field(repr=False)
+    points: Points = field(repr=False)
     starts: tuple[tuple[float, ...], ...]
     steps: int
     tolerance: float
@@ -127,15 +134,15 @@ def descend(
     Args:
         on: a name or an expression, as `function` takes it.
         optimizers: names in the registry, with hyperparameters where wanted:
-            ``momentum:momentum=0.5:lr=0.1``.
+            ``momentum:momentum=0.5:lr=0.1``. Weights do not decay unless that asks for it.
         lr: of all, or by name.
-        starts: points; the function's own by default.
+        starts: points; by default the function's own, or one in the upper right of the range.
         box: range of each variable; the function's own by default.
         steps: at most so many.
         tolerance: of the squared norm of the gradient.
         noise: standard deviation of what is added to each entry of the gradient at each step, the
             same for all; where a path ends is decided without it.
-        seed: of the noise.
+        seed: of the noise, from 0.
         schedule: of the rate, as a person types it: ``cosine``.
 
     Raises:
@@ -144,14 +151,16 @@ def descend(
     f = function(on) if isinstance(on, str) else on
     movers = _with_rates([_read(text) for text in _listed(optimizers)], lr)
     box = f.range if box is None else _checked_box(f, box)
-    begin = _starts(f, starts)
+    begin = _starts(f, starts, box)
     steps, tolerance = whole("steps", steps), positive("tolerance", tolerance)
     if not 0 <= noise < math.inf:
         raise LandscapeError("noise", f"must be at least 0 and finite, got {noise!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise LandscapeError("seed", f"must be a whole number from 0, got {seed!r}")
     factors = None
     if schedule is not None:
         try:
-            factors = parse_schedule(schedule, steps, 1)
+            factors = parse_schedule(schedule, steps, 1).hold()  # replicas look ahead of it
         except ScheduleError as error:
             raise LandscapeError("schedule", error.problem) from None
     runs = [
@@ -170,11 +179,12 @@ def descend(
         noise,
         seed,
     )
-    best = _best(track, runs, len(begin), box)
+    points = critical_points(f, box)
+    best = _best(track, runs, len(begin), box, bool(points.of("minimum")))
     paths = pd.concat([_path(track, i, f.variables, *runs[i]) for i in best], ignore_index=True)
     table = pd.DataFrame([_row(f, box, track, i, tolerance, *runs[i]) for i in best])
     tuned = tuple(mover.label for mover in movers if mover.lr is None)
-    return Descent(f, box, tuple(movers), paths, table, begin, steps, tolerance, tuned)
+    return Descent(f, box, tuple(movers), paths, table, points, begin, steps, tolerance, tuned)
 
 
 def _listed(optimizers: Iterable[str]) -> list[str]:
@@ -257,7 +267,9 @@ def _checked_box(f: Function, box: Box) -> Box:
     sound = all(len(p) == 2 and -math.inf < p[0] < p[1] < math.inf for p in pairs)
     if len(pairs) != len(f.variables) or not sound:
         raise LandscapeError(
-            "range", f"must be a lowest and a higher value of each of {_names(f)}, got {box!r}"
+            "range",
+            f"must be a lowest and a higher value of each of {_names(f)}, got "
+            f"{', '.join(':'.join(f'{end:g}' for end in pair) for pair in pairs)}",
         )
     return tuple((low, high) for low, high in pairs)
 
@@ -266,21 +278,45 @@ def _names(f: Function) -> str:
     return " and ".join(f.variables)
 
 
-def _starts(f: Function, starts: Sequence[Sequence[float]] | None) -> tuple[tuple[float, ...], ...]:
-    begin = tuple(tuple(map(float, s)) for s in ((f.start,) if starts is None else starts))
+def _starts(
+    f: Function, starts: Sequence[Sequence[float]] | None, box: Box
+) -> tuple[tuple[float, ...], ...]:
+    if starts is None:
+        return (_usual_start(f, box),)
+    begin = tuple(tuple(map(float, start)) for start in starts)
     if not begin:
         raise LandscapeError("start", "none given")
     for one in begin:
+        shown = ",".join(f"{value:g}" for value in one)
         if len(one) != len(f.variables) or not all(map(math.isfinite, one)):
             raise LandscapeError(
-                "start", f"must be a finite number for each of {_names(f)}, got {one}"
+                "start", f"must be a finite number for each of {_names(f)}, got {shown}"
             )
-        values, slopes = f.slope(torch.tensor([one], dtype=torch.float64))
-        if not bool(values.isfinite().all() and slopes.isfinite().all()):
+        if not _finite(f, [one])[0]:
             raise LandscapeError(
-                "start", f"{f.name} or its gradient is not finite at {one}; start elsewhere"
+                "start", f"{f.name} or its gradient is not finite at {shown}; start elsewhere"
             )
     return begin
+
+
+def _finite(f: Function, places: Any) -> NDArray[np.bool_]:
+    values, slopes = f.slope(torch.tensor(places, dtype=torch.float64))
+    return np.asarray((values.isfinite() & slopes.isfinite().all(1)).numpy())
+
+
+def _usual_start(f: Function, box: Box) -> tuple[float, ...]:
+    """The function's own start, or one to the upper right where it can start at all."""
+    low, high = np.array(box).T
+    if f.start and (np.array(f.start) >= low).all() and (np.array(f.start) <= high).all():
+        return f.start
+    shares = np.stack(np.meshgrid(*[np.linspace(0, 1, 61)] * len(box), indexing="ij"), -1)
+    shares = shares.reshape(-1, len(box))
+    distance = np.linalg.norm(shares - UPPER_RIGHT[: len(box)], axis=1)
+    places = (low + shares * (high - low))[np.argsort(distance, kind="stable")]
+    finite = _finite(f, places)
+    if not finite.any():
+        raise LandscapeError("range", f"{f.name} is not finite anywhere there; give another range")
+    return tuple(places[int(np.argmax(finite))].tolist())
 
 
 @dataclass(frozen=True)
@@ -325,14 +361,15 @@ def _follow(
     updates = Updates(replicas, [place])
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps + 1):
-        shown = updates.to_answers()
+        shown = updates.to_answers() if step else []  # an average of no steps is nowhere
         value, gradient = f.slope(place)
         square = gradient.square().sum(1)
         alive = ended < 0
         places[step, alive] = place.numpy()[alive]
         values[step, alive] = value.numpy()[alive]
         squares[step, alive] = square.numpy()[alive]
-        lost = ~(value.isfinite() & square.isfinite()) | ((place - middle).abs() > far).any(1)
+        far_away = ~((place - middle).abs() <= far).all(1)
+        lost = ~(value.isfinite() & square.isfinite()) | far_away
         updates.return_from(shown)
         there = alive & (square <= tolerance).numpy()
         gone = alive & lost.numpy()
@@ -341,11 +378,12 @@ def _follow(
             ended[i] = step
             if there[i]:
                 outcomes[i] = "tolerance"
-            elif gone[i] or not _within(places[step, i], box):
-                last = values[: step + 1, i]
-                last = last[~np.isnan(last)][-1]
-                falls = bool(last < floor[i])
-                outcomes[i] = "unbounded" if falls else "diverged" if gone[i] else "steps"
+            elif gone[i] or not _within(places[step, i], box, 1.0):
+                known = np.flatnonzero(np.isfinite(values[: step + 1, i]))[-1]
+                if values[known, i] < floor[i] and not _within(places[known, i], box):
+                    outcomes[i] = "unbounded"
+                elif gone[i]:
+                    outcomes[i] = "diverged" if far_away[i] else "undefined"
         if (ended >= 0).all():
             break
         if out.any():
@@ -371,26 +409,31 @@ def _lowest(f: Function, box: Box) -> float:
     return float(values.min()) if len(values) else math.inf
 
 
-def _within(place: Array, box: Box) -> bool:
-    """Whether a place is in the range, or less than its width outside."""
+def _within(place: Array, box: Box, margin: float = 0.0) -> bool:
+    """Whether a place is in the range, or outside by at most so many of its widths."""
     return all(
-        2 * low - high <= x <= 2 * high - low for x, (low, high) in zip(place, box, strict=True)
+        low - margin * (high - low) <= x <= high + margin * (high - low)
+        for x, (low, high) in zip(place, box, strict=True)
     )
 
 
 def _best(
-    track: _Track, runs: Sequence[tuple[Mover, float, int]], starts: int, box: Box
+    track: _Track,
+    runs: Sequence[tuple[Mover, float, int]],
+    starts: int,
+    box: Box,
+    holds: bool,
 ) -> list[int]:
     """The runs of each optimizer's best rate, from all starts."""
     ends = track.values[track.ended, np.arange(len(runs))]
-    ranks = _ranks(track, box)
+    ranks, falls = _ranks(track, box, holds)
     chosen: list[int] = []
     for mover in dict.fromkeys(mover.text for mover, _, _ in runs):
         mine = np.array([i for i, run in enumerate(runs) if run[0].text == mover])
         mine = mine.reshape(-1, starts)  # by rate, then start
         rank = ranks[mine].max(1)
         able = rank == rank.min()
-        if rank.min() == FALLS:
+        if rank.min() == falls:
             steps = np.array([[_leaves(track.places[:, i], box) for i in row] for row in mine])
             seen = able & (steps.mean(1) >= SEEN)
             able = seen if seen.any() else able
@@ -403,21 +446,30 @@ def _best(
     return chosen
 
 
-def _ranks(track: _Track, box: Box) -> NDArray[np.int64]:
-    """How well each run went, 0 the best, whatever its end is worth."""
-    runs = np.arange(len(track.ended))
+def _ranks(track: _Track, box: Box, holds: bool) -> tuple[NDArray[np.int64], int]:
+    """How well each run went, 0 the best, whatever its end is worth.
+
+    Args:
+        track: of the runs.
+        box: the range.
+        holds: whether there is a minimum in it, so that leaving it downwards is no success.
+
+    Returns:
+        Ranks, and which of them is of those that left it downwards.
+    """
     low, high = np.array(box).T
-    first, last = track.places[0], track.places[track.ended, runs]
+    first, last = track.places[0], track.places[track.ended, np.arange(len(track.ended))]
     low, high = np.minimum(low, first), np.maximum(high, first)
     with np.errstate(invalid="ignore"):
-        out = ((track.places < low) | (track.places > high)).any((0, 2))
-        ends_out = ~((last >= low) & (last <= high)).all(1)
+        left = ((track.places < low) | (track.places > high)).any((0, 2))
+        stays = ((last >= low) & (last <= high)).all(1)
     how = np.array(track.outcomes)
-    fallen = (how == "unbounded") | (ends_out & (how == "tolerance"))
-    settled = how == "tolerance"
+    settled = (how == "tolerance") & stays
+    falls = (how == "unbounded") | ((how == "tolerance") & ~stays)
+    rank = 3 if holds else 2
     return np.select(
-        [settled & ~out, settled & ~ends_out, fallen, how == "steps"], [0, 1, FALLS, 3], 4
-    )
+        [settled & ~left, settled, falls, how == "steps"], [0, 1, rank, 5 - rank], 4
+    ), rank
 
 
 def _leaves(places: Array, box: Box) -> int:
@@ -483,16 +535,17 @@ def _width(box: Box) -> float:
     return max(high - low for low, high in box)
 
 
-def diverging(descent: Descent, points: Points) -> pd.DataFrame:
+def diverging(descent: Descent) -> pd.DataFrame:
     """The learning rate from which on each optimizer runs away, beside theory.
 
     Looked for from the first start, without noise and schedule: of 61 rates from 1e-6 to 1e4 the
-    lowest at which the path runs away within 500 steps, then closer. A path that does not is
+    lowest at which the path runs away within 500 steps, be it to where the function is not defined,
+    then closer. A path that does not is
     still one that diverges if its value rises, steadily and no slower in the end.
 
     Args:
-        descent: whose optimizers and start are meant.
-        points: of the function; theory is about the minimum next to the end of each path.
+        descent: whose optimizers and start are meant; theory is about the minimum next to the end
+            of each path.
 
     Returns:
         A row an optimizer: ``optimizer, lr`` (the path's), ``diverges_at`` (NaN if at no rate, or
@@ -502,7 +555,7 @@ def diverging(descent: Descent, points: Points) -> pd.DataFrame:
     f, box = descent.function, descent.box
     first = descent.table[descent.table["start"] == 0]
     minima = [
-        _reached(np.array([x, y])[: len(box)], points)
+        _reached(np.array([x, y])[: len(box)], descent.points)
         if outcome in ("tolerance", "steps")
         else None
         for x, y, outcome in zip(first["x"], first["y"], first["outcome"], strict=True)
@@ -553,7 +606,7 @@ def limit(mover: Mover, sharpness: float) -> tuple[float, str]:
         NaN and an empty text for optimizers of which there is no such formula, or with weight
         decay or a bound on the gradient.
     """
-    hyper = mover.rule.complete(mover.hyper)
+    hyper = mover.complete()
     plain = not hyper["weight_decay"] and not hyper["maximize"]
     bounded = hyper["clip_value"] is not None or hyper["clip_norm"] is not None
     name = mover.rule.name
@@ -588,7 +641,7 @@ def _edges(f: Function, box: Box, movers: Sequence[Mover], start: Sequence[float
             SCANNED,
             0.0,
         )
-        away = np.array([o in ("diverged", "unbounded") for o in track.outcomes])
+        away = np.array([o not in ("tolerance", "steps") for o in track.outcomes])
         away |= _rises(track.values)
         for k in left:
             rates, runs = tried[k], away[[i for i, pair in enumerate(pairs) if pair[0] == k]]
