@@ -50,7 +50,7 @@ def descent_on_line(
         hovertemplate="x %{x:.4g}<br>%{y:.5g}<extra></extra>",
     )
     ends = curve["x"].min(), curve["x"].max()
-    steps = _frames_at(paths[paths["x"].between(*ends)])
+    steps = _frames_at(paths, paths["x"].between(*ends))
     growing = _add_paths(figure, paths, colors, ("x", "value"), steps)
     _animate(figure, growing, steps)
     _points(figure, points, "value")
@@ -138,7 +138,7 @@ def descent_on_plane(
             )
     ends = ground["x"].min(), ground["x"].max(), ground["y"].min(), ground["y"].max()
     within = paths["x"].between(*ends[:2]) & paths["y"].between(*ends[2:])
-    steps = _frames_at(paths[within])
+    steps = _frames_at(paths, within)
     growing = _add_paths(figure, paths, colors, ("x", "y"), steps, row=1, col=1)
     _points(figure, points, "y", row=1, col=1)
     above = paths[within & (paths["value"] <= top)]
@@ -229,13 +229,15 @@ def _clean(value: float) -> float:
     return 0.0 if abs(value) < 1e-12 else value
 
 
-def _frames_at(seen: pd.DataFrame) -> list[int]:
+def _frames_at(paths: pd.DataFrame, within: pd.Series) -> list[int]:
     """Steps of the animation: each at first, then ever fewer, as less and less happens.
 
     Args:
-        seen: what of the paths is in the picture.
+        paths: their steps.
+        within: which of them are in the picture; the one that leads out of it is shown, too.
     """
-    last = int(seen["step"].max()) + 1 if len(seen) else 1  # the step that leads out of it, too
+    steps = paths["step"]
+    last = min(int(steps.max()), int(steps[within].max()) + 1) if within.any() else 1
     if last <= FRAMES:
         return list(range(last + 1))
     shown = np.unique(np.round(np.geomspace(1, last, FRAMES)).astype(int))
@@ -254,11 +256,11 @@ def _add_paths(
     found = []
     deep = len(columns) == 3
     places = list(colors)
-    through = np.round(np.geomspace(1, max(steps), 160)).astype(int)
+    through = np.round(np.geomspace(1, max(1, *steps), 160)).astype(int)
     drawn = {*steps, *through.tolist()}
     for (label, start), mine in paths.groupby(["optimizer", "start"], sort=False):
         i = places.index(label)
-        mine = mine[mine["step"].isin(drawn)]
+        mine = mine[mine["step"].isin(drawn) | (mine["step"] == mine["step"].max())]
         same = [name for name in places[:i] if colors[name] == colors[label]]
         dash = DASHES[len(same) % len(DASHES)]
         line = {"color": colors[label], "width": 5 if deep else 2.2, "dash": dash}
