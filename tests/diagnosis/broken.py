@@ -163,15 +163,12 @@ def at_a_saddle() -> Task:
     """Hidden units that are copies of each other: by symmetry no step makes them differ."""
 
     def model() -> nn.Module:
-        network = mlp(64, 64, 64, 10)()
-        first, second, last = (network[i] for i in (0, 2, 4))  # type: ignore[index]
+        first, last = nn.Linear(64, 32), nn.Linear(32, 10)
         with torch.no_grad():
-            for layer in (first, second):
-                layer.weight.copy_(layer.weight[:1].expand_as(layer.weight))
-                layer.bias.copy_(layer.bias[:1].expand_as(layer.bias))
-            for layer in (second, last):
-                layer.weight.copy_(layer.weight[:, :1].expand_as(layer.weight))
-        return network
+            first.weight.copy_(first.weight[:1].expand_as(first.weight))
+            first.bias.copy_(first.bias[:1].expand_as(first.bias))
+            last.weight.copy_(last.weight[:, :1].expand_as(last.weight))
+        return nn.Sequential(first, nn.Tanh(), last)
 
     return _digits(model=model, name="at_a_saddle")
 

@@ -87,8 +87,8 @@ def saddle(case: Case) -> Suspicion | None:
         "saddle",
         f"The training loss has come to rest at {number(after)}, with a gradient of norm "
         f"{number(point.gradient_norm)} ({number(float(slope))} at the start), and its Hessian has "
-        f"{_at_least(point)} negative eigenvalues, down to {number(float(point.eigenvalues[0]))}: a "
-        f"saddle. A step of {number(point.step or 0.0)} along its direction lowers the loss by "
+        f"{_at_least(point)} negative eigenvalues, the lowest "
+        f"{number(float(point.eigenvalues[0]))}: a saddle. A step of {number(point.step or 0.0)} along its direction lowers the loss by "
         f"{number(-(point.lowered or 0.0))}.",
         (
             Trial(
