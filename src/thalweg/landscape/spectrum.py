@@ -186,9 +186,7 @@ def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
     image = _finite(op @ start)
     if not image.any():  # with probability 1 it is zero everywhere
         return np.asarray(np.linalg.qr(draw.standard_normal((n, k)))[0])
-    for _ in range(POWERS):
-        before, image = image, op @ image
-    size = float(np.linalg.norm(image) / np.linalg.norm(before))
+    size = _size(op, image) if which in ("SA", "both ends") else 0.0
     found = _arpack(op, k, which, start, size)
     if found is not None:
         return found
@@ -198,6 +196,7 @@ def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
             f"{k} eigenvalues were not found in {op.products} products; ask for fewer, or for one "
             f"end",
         )
+    size = size or _size(op, image)
     parts = [(k // 2, "SA"), (k - k // 2, "LA")] if which == "both ends" else [(k, which)]
     ends = [
         _arpack(op, count, end, start, size) if end == "LA" != which else None
@@ -210,6 +209,13 @@ def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
             if count
         ]
     )
+
+
+def _size(op: "_Counted", image: Array) -> float:
+    """About the largest eigenvalue's absolute value, by power iteration."""
+    for _ in range(POWERS):
+        before, image = image, op @ image
+    return float(np.linalg.norm(image) / np.linalg.norm(before))
 
 
 def _arpack(op: "_Counted", k: int, which: str, start: Array, size: float) -> Array | None:
