@@ -261,8 +261,8 @@ def test_what_cannot_be_used(call, argument, says):
             "products: 90 take 150 vectors of 1,000,000,000 numbers, 1.2e+03 GB of memory, where "
             "1e+03 GB are free; 62 would fit"),
         (lambda op: spectral_density(op), 300e9,
-            "steps: 80 take 84 vectors of 1,000,000,000 numbers, 672 GB of memory, where 300 GB are "
-            "free; 26 would fit"),
+            "steps: 80 take 84 vectors of 1,000,000,000 numbers, 672 GB of memory, where 300 GB "
+            "are free; 26 would fit"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before(monkeypatch, call, free, says):
