@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -147,7 +148,7 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
         raise LandscapeError("k", f"the operator has {n} eigenvalues, and {k} were asked for")
     basis = _basis(k, which)
     # ARPACK's basis, the vectors that come of it, and their products.
-    _refuse("k", k, n, min(basis, n) + 2 * k)
+    _refuse("k", k, n, lambda few: min(_basis(few, which), n) + 2 * few)
     if basis >= n:
         matrix = _finite(counted @ np.eye(n))
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
@@ -186,9 +187,7 @@ def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
     image = _finite(op @ start)
     if not image.any():  # with probability 1 it is zero everywhere
         return np.asarray(np.linalg.qr(draw.standard_normal((n, k)))[0])
-    for _ in range(POWERS):
-        before, image = image, op @ image
-    size = float(np.linalg.norm(image) / np.linalg.norm(before))
+    size = _size(op, image) if which in ("SA", "both ends") else 0.0
     found = _arpack(op, k, which, start, size)
     if found is not None:
         return found
@@ -198,6 +197,7 @@ def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
             f"{k} eigenvalues were not found in {op.products} products; ask for fewer, or for one "
             f"end",
         )
+    size = size or _size(op, image)
     parts = [(k // 2, "SA"), (k - k // 2, "LA")] if which == "both ends" else [(k, which)]
     ends = [
         _arpack(op, count, end, start, size) if end == "LA" != which else None
@@ -210,6 +210,13 @@ def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
             if count
         ]
     )
+
+
+def _size(op: "_Counted", image: Array) -> float:
+    """About the largest eigenvalue's absolute value, by power iteration."""
+    for _ in range(POWERS):
+        before, image = image, op @ image
+    return float(np.linalg.norm(image) / np.linalg.norm(before))
 
 
 def _arpack(op: "_Counted", k: int, which: str, start: Array, size: float) -> Array | None:
@@ -264,7 +271,7 @@ def trace(op: Any, *, products: int = 90, seed: int = 0) -> Trace:
         raise LandscapeError(
             "products", f"must be at least 6, for a standard error, got {products}"
         )
-    _refuse("products", products, n, 5 * each)
+    _refuse("products", products, n, lambda few: 5 * (few // 3))
     draw = np.random.default_rng(seed)
     basis = np.linalg.qr(_finite(counted @ _signs(draw, n, each)))[0]
     inside = float(np.einsum("ij,ij->", basis, counted @ basis))
@@ -302,7 +309,7 @@ def spectral_density(
     if probes < 2:
         raise LandscapeError("probes", f"must be at least 2, for standard errors, got {probes}")
     width = None if width is None else positive("width", width)
-    _refuse("steps", steps, n, steps + 4)
+    _refuse("steps", steps, n, lambda few: few + 4)
     together = int(SHARE * available_memory() / (8 * n * (steps + 4)))
     together = max(1, min(together, TOGETHER, probes))
     draw = np.random.default_rng(seed)
@@ -411,16 +418,17 @@ class _Counted(LinearOperator):  # type: ignore[misc]
             raise LandscapeError("op", "must be symmetric, and its products say that it is not")
 
 
-def _refuse(argument: str, asked: int, n: int, vectors: int) -> None:
-    need, free = 8 * n * vectors, available_memory()
-    if need > SHARE * free:
-        fits = int(asked * SHARE * free / need)
-        raise LandscapeError(
-            argument,
-            f"{asked} take {vectors} vectors of {n:,} numbers, {shown(need)} of memory, where "
-            f"{shown(free)} are free; "
-            + (f"about {fits} would fit" if fits else "not even 1 would fit"),
-        )
+def _refuse(argument: str, asked: int, n: int, vectors: Callable[[int], int]) -> None:
+    free = available_memory()
+    room = SHARE * free / (8 * n)  # vectors
+    if vectors(asked) <= room:
+        return
+    fits = next((few for few in range(asked - 1, 0, -1) if vectors(few) <= room), 0)
+    raise LandscapeError(
+        argument,
+        f"{asked} take {vectors(asked)} vectors of {n:,} numbers, {shown(8 * n * vectors(asked))} "
+        f"of memory, where {shown(free)} are free; {fits or 'not even 1'} would fit",
+    )
 
 
 def _finite(products: Array) -> Array:
