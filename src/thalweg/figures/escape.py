@@ -11,7 +11,8 @@ from thalweg.figures.style import finish, number
 
 __all__ = ["eigenvalue_signs", "escape_share", "positive_share"]
 
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+RANGE = 6  # powers of ten below the largest eigenvalue, beyond which all is as good as zero
 
 
 def escape_share(table: pd.DataFrame, optimizer: str, lr: float, steps: int) -> go.Figure:
@@ -107,7 +108,10 @@ def positive_share(table: pd.DataFrame) -> go.Figure:
     )
     figure.update_xaxes(title_text="size n of the matrix", tickvals=table["size"])
     figure.update_yaxes(
-        title_text="share with all eigenvalues positive", type="log", exponentformat="power", dtick=1
+        title_text="share with all eigenvalues positive",
+        type="log",
+        exponentformat="power",
+        dtick=1,
     )
     return finish(figure, 440).update_layout(showlegend=True)
 
@@ -126,11 +130,11 @@ def eigenvalue_signs(eigenvalues: pd.DataFrame, titles: Sequence[str]) -> go.Fig
     known = eigenvalues[eigenvalues["eigenvalue"] != 0]
     logs = np.log10(known["eigenvalue"].abs())
     top = float(logs.max())
-    bottom = max(float(logs.min()), top - 8)
+    bottom = max(float(logs.min()), top - RANGE)
     width = 0.25
     for moment in range(len(titles)):
         mine = known[known["moment"] == moment]
-        for sign, name, color in ((-1, "negative", ORANGE), (1, "positive", BLUE)):
+        for sign, name, color in ((1, "positive", BLUE), (-1, "negative", ORANGE)):
             signed = mine[np.sign(mine["eigenvalue"]) == sign]
             figure.add_histogram(
                 x=np.log10(signed["eigenvalue"].abs()),
@@ -138,7 +142,7 @@ def eigenvalue_signs(eigenvalues: pd.DataFrame, titles: Sequence[str]) -> go.Fig
                 histfunc="sum",
                 xbins={"start": np.floor(bottom), "end": np.ceil(top) + width, "size": width},
                 marker={"color": color},
-                opacity=0.65,
+                opacity=0.8,
                 name=name,
                 showlegend=moment == 0,
                 hovertemplate=f"{name}, 10^%{{x}}<br>%{{y:.3g}} %<extra></extra>",

@@ -115,6 +115,7 @@ def risks(curves: pd.DataFrame, table: pd.DataFrame, loss: str) -> go.Figure:
         )
     figure.update_yaxes(type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(title_text=loss, col=1)
-    lowest, highest = np.log10(curves[["train_loss", "validation_loss"]].stack().quantile([0, 1]))
+    seen = curves[["train_loss", "validation_loss"]].to_numpy()
+    lowest, highest = np.log10([seen.min(), seen.max()])
     figure.update_yaxes(range=[lowest - 0.1, highest + 0.1])
     return finish(figure, 330 * rows + 80).update_layout(showlegend=True)

@@ -27,7 +27,8 @@ def loss_contour(
 
     Args:
         grid: a row a point: ``alpha, beta, train_loss, validation_loss``.
-        marks: points of interest: ``name, alpha, beta, train_loss``; with ``step``, they are a path.
+        marks: points of interest: ``name, alpha, beta, train_loss``; with ``step`` they
+            are a path.
         labels: what the two axes are called.
         loss: what the colours are called.
     """
@@ -52,7 +53,11 @@ def loss_contour(
             contours={"start": low, "end": high, "size": (high - low) / 16, "coloring": "heatmap"},
             line={"width": 0.6, "color": "rgba(255,255,255,0.6)"},
             colorscale=SCALE,
-            colorbar={"title": loss, "tickvals": np.log10(ticks), "ticktext": list(map(number, ticks))},
+            colorbar={
+                "title": loss,
+                "tickvals": np.log10(ticks),
+                "ticktext": list(map(number, ticks)),
+            },
             showscale=k == 2,
             name=name,
             hovertemplate=f"{name} %{{customdata:.4g}}<br>(%{{x:.3g}}, %{{y:.3g}})<extra></extra>",
@@ -68,7 +73,7 @@ def loss_contour(
 
 
 def _marked(marks: pd.DataFrame, legend: bool) -> list[go.Scatter]:
-    """The training path with both its ends, or named points."""
+    """A training path with both its ends, or named points."""
     if "step" not in marks:
         return [
             go.Scatter(
@@ -90,9 +95,10 @@ def _marked(marks: pd.DataFrame, legend: bool) -> list[go.Scatter]:
         line={"color": PATH, "width": 2},
         marker={"size": 4, "color": PATH},
         customdata=marks[["step", "own_loss"]],
-        name="the way of training",
+        name="training path",
         showlegend=legend,
-        hovertemplate="step %{customdata[0]}<br>training loss there %{customdata[1]:.4g}<extra></extra>",
+        hovertemplate="step %{customdata[0]}<br>own training loss %{customdata[1]:.4g}"
+        "<extra></extra>",
     )
     ends = [
         go.Scatter(
@@ -158,7 +164,7 @@ def loss_surface(
         mode="lines+markers" if path else "markers",
         line={"color": PATH, "width": 6},
         marker={"size": 2.5 if path else 6, "color": PATH},
-        name="the way of training" if path else ", ".join(marks["name"]),
+        name="training path" if path else ", ".join(marks["name"]),
         text=marks["name"],
         hovertemplate="%{text}<extra></extra>",
     )
@@ -189,7 +195,10 @@ def loss_surface(
             },
             "aspectmode": "manual",
             "aspectratio": {"x": 1.2, "y": 1.2, "z": 0.75},
-            "camera": {"eye": {"x": 1.35, "y": -1.35, "z": 0.85}},
+            "camera": {
+                "eye": {"x": 1.5, "y": -1.5, "z": 1.15},
+                "center": {"x": 0, "y": 0, "z": -0.15},
+            },
         },
     )
 
@@ -234,6 +243,7 @@ def interpolation(
             showarrow=False,
         )
     figure.update_xaxes(title_text=label, row=2)
+    figure.update_yaxes(title_standoff=14)
     figure.update_yaxes(title_text=loss, rangemode="tozero", row=1)
     figure.update_yaxes(title_text=metric, ticksuffix=" %" if percent else "", row=2)
     return finish(figure, 520).update_layout(showlegend=True)

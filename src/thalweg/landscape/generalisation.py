@@ -8,8 +8,7 @@ prediction notices. Here both numbers stand beside each other, for solutions of 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +19,14 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from thalweg.landscape.arguments import LandscapeError, positive, seeds_of, whole
+from thalweg.landscape.spectrum import eigenvalues
+from thalweg.landscape.surface import hessian_at
 from thalweg.landscape.training_path import Array, Weights, entry_of, rate_of, task_of
+from thalweg.optim.registry import Entry, key
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.replicas.program import build, stack
 from thalweg.replicas.start import SAMPLES
-from thalweg.tasks import Split, Task
+from thalweg.tasks import Batch, Split, Task
 from thalweg.tasks.trial import first_batch
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def generalisation(
 
     Args:
         task: name of a built-in task, or a `thalweg.Task` whose loss is a mean over samples.
-        optimizers: names in the registry.
+        optimizers: names in the registry, each once.
         batch_sizes: samples a step, each at most the training samples.
         lr: learning rate of all; by default the middle of each optimizer's usual ones.
         epochs: of every run.
@@ -115,124 +117,126 @@ def generalisation(
             trained weights.
 
     Raises:
-        LandscapeError: for an argument that cannot be used, or runs that all diverge.
+        LandscapeError: for an argument that cannot be used, or a run that diverges.
         TaskError: for a task that cannot be trained.
     """
     found = task_of(task)
-    entries = [entry_of(name) for name in optimizers]
-    sizes = [whole("batch_sizes", size) for size in batch_sizes]
+    entries = [entry_of(name) for name in dict.fromkeys(map(key, optimizers))]
+    sizes = [whole("batch_sizes", size) for size in dict.fromkeys(batch_sizes)]
     chosen, radius = seeds_of(seeds), positive("radius", radius)
     epochs = whole("epochs", epochs)
     if not entries or not sizes:
         raise LandscapeError("optimizers" if sizes else "batch_sizes", "must be one or more")
-    rates = {entry.name: rate_of(entry, lr) for entry in entries}
-    curves, ends, settings = [], [], []
-    for size in sizes:
-        if size > len(found.train):
-            raise LandscapeError(
-                "batch_sizes", f"{size} is more than the {len(found.train)} training samples"
-            )
-        first_batch(found, size)
-        mine = [(entry, seed) for entry in entries for seed in chosen]
-        replicas = [
-            Replica(e.rule, e.rule.complete({"lr": rates[e.name]}), seed) for e, seed in mine
-        ]
-        labels = [
-            {"optimizer": e.label, "batch_size": size, "lr": rates[e.name], "seed": seed}
-            for e, seed in mine
-        ]
-        curve, weights = _train(found, replicas, size, epochs)
-        for label, rows, end in zip(labels, curve, weights, strict=True):
-            if end is None:
-                raise LandscapeError(
-                    "lr",
-                    f"{label['optimizer']} diverges at {label['lr']:.3g} with batches of {size}, "
-                    f"seed {label['seed']}; give a smaller one",
-                )
-            settings.append(label)
-            ends.append(end)
-            curves.append(pd.DataFrame(rows).assign(**label))
-    losses = [
-        [sample_losses(found, end, split) for split in (found.train, found.validation)]
-        for end in ends
+    done = [
+        run
+        for size in sizes
+        for run in _trained(
+            found, [(e, rate_of(e, lr), s) for e in entries for s in chosen], size, epochs
+        )
     ]
-    sharpness = worst_rise(found, ends, radius)
-    rows = []
-    for label, curve, (train, validation), end, rise in zip(
-        settings, curves, losses, ends, sharpness, strict=True
-    ):
-        rows.append(
-            {
-                **label,
-                "train_loss": float(train.mean()),
-                "validation_loss": float(validation.mean()),
-                "gap": float(validation.mean() - train.mean()),
-                "overfits_from": overfitting_from(curve["validation_loss"].to_numpy()),
-                "eigenvalue": top_eigenvalue(found, end),
-                "sharpness": float(rise),
-            }
-        )
-    runs = pd.DataFrame(rows).astype({"overfits_from": float})
-    table = []
-    for (name, size), group in runs.groupby(["optimizer", "batch_size"], sort=False):
-        means = [
-            np.mean([losses[i][part] for i in group.index], axis=0) for part in range(2)
-        ]
-        over = group["overfits_from"].dropna()
-        mostly = len(over) > len(group) / 2
-        late = _student(over if mostly else over[:0])
-        low, high = gap_interval(*means)
-        _, seed_low, seed_high = _student(group["gap"])
-        table.append(
-            {
-                "optimizer": name,
-                "batch_size": size,
-                "lr": group["lr"].iloc[0],
-                **group[["train_loss", "validation_loss", "gap"]].mean(),
-                "low": low,
-                "high": high,
-                "seed_low": seed_low,
-                "seed_high": seed_high,
-                "overfits_from": late[0],
-                "overfits_low": late[1],
-                "overfits_high": late[2],
-                "overfit_runs": len(over),
-                "runs": len(group),
-                **group[["eigenvalue", "sharpness"]].mean(),
-            }
-        )
-    columns = ["optimizer", "batch_size", "seed", "epoch", "train_loss", "validation_loss"]
+    rises = worst_rise(found, [run.weights for run in done], radius)
+    runs = pd.DataFrame(
+        {
+            **run.label,
+            "train_loss": float(run.train.mean()),
+            "validation_loss": float(run.validation.mean()),
+            "gap": float(run.validation.mean() - run.train.mean()),
+            "overfits_from": _or_nan(overfitting_from(run.curve["validation_loss"].to_numpy())),
+            "eigenvalue": float(eigenvalues(hessian_at(found, run.weights), 1, "LA").values[0]),
+            "sharpness": float(rise),
+        }
+        for run, rise in zip(done, rises, strict=True)
+    )
+    table = [
+        _summary(group, [done[i] for i in group.index], epochs)
+        for _, group in runs.groupby(["optimizer", "batch_size"], sort=False)
+    ]
+    curves = pd.concat([run.curve.assign(**run.label) for run in done], ignore_index=True)
     return Generalisation(
-        found.title, found.loss.label, pd.DataFrame(table), runs, pd.concat(curves)[columns], radius
+        found.title,
+        found.loss.label,
+        pd.DataFrame(table),
+        runs,
+        curves.drop(columns="lr"),
+        radius,
     )
 
 
-def _train(
-    task: Task, replicas: Sequence[Replica], batch_size: int, epochs: int
-) -> tuple[list[list[dict[str, float]]], list[Weights | None]]:
-    """Losses after each epoch, and the last weights, of every replica; None where it diverged."""
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What one run ended in: losses of each sample, and of the whole sets after each epoch."""
+
+    label: dict[str, Any]
+    weights: Weights
+    curve: pd.DataFrame
+    train: Array
+    validation: Array
+
+
+def _trained(
+    task: Task, settings: Sequence[tuple[Entry, float, int]], batch_size: int, epochs: int
+) -> list[_Run]:
+    """Train optimizers, each with its rate and from a seed, with one batch size."""
+    if batch_size > len(task.train):
+        raise LandscapeError(
+            "batch_sizes", f"{batch_size} is more than the {len(task.train)} training samples"
+        )
+    first_batch(task, batch_size)
     per_epoch = len(task.train) // batch_size
+    replicas = [Replica(e.rule, e.rule.complete({"lr": lr}), seed) for e, lr, seed in settings]
     training = Training(task, replicas, Budget(epochs * per_epoch, batch_size, per_epoch))
-    curves: list[list[dict[str, float]]] = [[] for _ in replicas]
+    losses = np.empty((2, epochs + 1, len(replicas)))
     with training.on_one_core():
         for epoch in range(epochs + 1):
             if epoch:
                 training.advance(per_epoch)
             with training.answers():
-                train, _ = training.evaluate(task.train)
-                validation, _ = training.evaluate(task.validation)
-                for place, rows in enumerate(curves):
-                    rows.append(
-                        {
-                            "epoch": epoch,
-                            "train_loss": float(train[place]),
-                            "validation_loss": float(validation[place]),
-                        }
-                    )
-                if epoch == epochs:
-                    ends = [training.tensors_of(place) for place in range(len(replicas))]
-    sound = [np.isfinite(rows[-1]["train_loss"]) for rows in curves]
-    return curves, [end if good else None for end, good in zip(ends, sound, strict=True)]
+                losses[0, epoch], _ = training.evaluate(task.train)
+                losses[1, epoch], _ = training.evaluate(task.validation)
+        with training.answers():
+            ends = [training.tensors_of(place) for place in range(len(replicas))]
+    runs = []
+    for place, ((entry, lr, seed), end) in enumerate(zip(settings, ends, strict=True)):
+        if not np.isfinite(losses[0, -1, place]):
+            raise LandscapeError(
+                "lr",
+                f"{entry.label} diverges at {lr:.3g} with batches of {batch_size}, seed {seed}; "
+                f"give a smaller one",
+            )
+        curve = pd.DataFrame(losses[..., place].T, columns=["train_loss", "validation_loss"])
+        curve.insert(0, "epoch", range(epochs + 1))
+        each = [sample_losses(task, end, split) for split in (task.train, task.validation)]
+        label = {"optimizer": entry.label, "batch_size": batch_size, "lr": lr, "seed": seed}
+        runs.append(_Run(label, end, curve, *each))
+    return runs
+
+
+def _summary(group: pd.DataFrame, runs: Sequence[_Run], epochs: int) -> dict[str, Any]:
+    """A row of the table, from the runs of one optimizer and batch size."""
+    low, high = gap_interval(
+        np.mean([run.train for run in runs], axis=0),
+        np.mean([run.validation for run in runs], axis=0),
+    )
+    _, seed_low, seed_high = _student(group["gap"])
+    over = group["overfits_from"].dropna()
+    epoch, *ends = _student(over if len(over) > len(group) / 2 else over[:0])
+    return {
+        **group.iloc[0][["optimizer", "batch_size", "lr"]],
+        **group[["train_loss", "validation_loss", "gap"]].mean(),
+        "low": low,
+        "high": high,
+        "seed_low": seed_low,
+        "seed_high": seed_high,
+        "overfits_from": epoch,
+        **dict(zip(("overfits_low", "overfits_high"), np.clip(ends, 0, epochs), strict=True)),
+        "overfit_runs": len(over),
+        "runs": len(group),
+        **group[["eigenvalue", "sharpness"]].mean(),
+    }
+
+
+def _or_nan(value: int | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def sample_losses(task: Task, weights: Weights, split: Split) -> Array:
@@ -245,7 +249,7 @@ def sample_losses(task: Task, weights: Weights, split: Split) -> Array:
     parameters = [weights[name] for name in model.parameters]
     constants = [weights[name] for name in model.constants]
 
-    def one(outputs: Tensor, y: Tensor) -> Tensor:
+    def one(outputs: Any, y: Batch) -> Tensor:
         return task.loss.of(*tree_map(lambda t: t.unsqueeze(0), (outputs, y)))
 
     with torch.no_grad():
@@ -372,11 +376,6 @@ def _like(each: Tensor, other: Tensor) -> Tensor:
 
 def _scaled(tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
     return [t * _like(factors, t) for t in tensors]
-
-
-def top_eigenvalue(task: Task, weights: Weights) -> float:
-    """The largest eigenvalue of the Hessian of the training loss."""
-    return math.nan
 
 
 def _student(values: "pd.Series[float]") -> tuple[float, float, float]:

@@ -14,15 +14,28 @@ import numpy as np
 import pandas as pd
 import torch
 
-from thalweg.landscape.arguments import LandscapeError, whole
+from thalweg.landscape.arguments import LandscapeError, positive, whole
 from thalweg.landscape.escape import proportion
+from thalweg.landscape.spectrum import spectral_density
+from thalweg.landscape.surface import hessian_at
+from thalweg.landscape.training_path import task_of, training_paths
+from thalweg.tasks import Task
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["PositiveShare", "exact_share", "leading_law", "random_symmetric"]
+__all__ = [
+    "NegativeShare",
+    "PositiveShare",
+    "exact_share",
+    "leading_law",
+    "negative_share",
+    "random_symmetric",
+]
 
 NUMBERS = 1 << 21  # of float64, sampled at once
+EXACT = 2000  # parameters, up to which all eigenvalues are found
+MOMENTS = ("start", "middle", "end")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,20 +82,20 @@ def random_symmetric(
     draw = torch.Generator().manual_seed(seed)
     rows = []
     for size in (whole("sizes", n) for n in sizes):
-        positive, left = 0, samples
+        found, left = 0, samples
         while left:
             count = min(left, max(1, NUMBERS // size**2))
             entries = torch.randn((count, size, size), generator=draw, dtype=torch.float64)
             failed = torch.linalg.cholesky_ex(entries + entries.mT).info
-            positive += int((failed == 0).sum())
+            found += int((failed == 0).sum())
             left -= count
-        low, high = proportion(positive, samples)
+        low, high = proportion(found, samples)
         rows.append(
             {
                 "size": size,
                 "samples": samples,
-                "positive": positive,
-                "share": positive / samples,
+                "positive": found,
+                "share": found / samples,
                 "low": low,
                 "high": high,
                 "exact": exact_share(size),
@@ -110,3 +123,115 @@ def leading_law(size: int) -> float:
     size among them, are left out, so that of small sizes it gives the decline and not the value.
     """
     return math.exp(-math.log(3) / 4 * size**2)
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeShare:
+    """Signs of the eigenvalues of a network's Hessian while it trains.
+
+    Attributes:
+        task: its title.
+        optimizer: as tables print it.
+        lr: its learning rate.
+        parameters: how many the network has, and so eigenvalues.
+        table: a row a moment: ``moment`` (start, middle, end), ``step, epoch, train_loss,
+            negative, zero, positive`` (shares of all eigenvalues), ``error`` (standard error of
+            the share of negative ones; 0 where all were found), ``negative_size`` (the negative
+            ones' share of the sum of all absolute values), ``lowest, highest``.
+        eigenvalues: ``moment`` (0, 1, 2), ``eigenvalue, weight`` (its share of all); where not all
+            were found the nodes of the stochastic Lanczos quadrature.
+        method: ``exact`` or ``Lanczos``.
+        tolerance: an eigenvalue up to this share of the largest counts as zero.
+    """
+
+    task: str
+    optimizer: str
+    lr: float
+    parameters: int
+    table: pd.DataFrame = field(repr=False)
+    eigenvalues: pd.DataFrame = field(repr=False)
+    method: str
+    tolerance: float
+
+    def figure(self) -> "go.Figure":
+        """Sizes of negative and positive eigenvalues at each moment."""
+        from thalweg.figures.escape import eigenvalue_signs
+
+        titles = [
+            f"{row['moment']}: {100 * row['negative']:.1f} % negative"
+            for _, row in self.table.iterrows()
+        ]
+        return eigenvalue_signs(self.eigenvalues, titles)
+
+
+def negative_share(
+    task: str | Task = "digits",
+    *,
+    optimizer: str = "adam",
+    lr: float | None = None,
+    epochs: int = 40,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+) -> NegativeShare:
+    """Train a network, and count the signs of its Hessian's eigenvalues on the way.
+
+    Of the training loss over the whole training set, in evaluation mode and float64: at the initial
+    weights, after half of the steps and at the end. Up to 2,000 parameters all eigenvalues are
+    found; of larger networks the shares are those of a stochastic density (`spectral_density`),
+    which tells small eigenvalues of either sign from zero only as far as it resolves them.
+
+    Args:
+        task: name of a built-in task, or a `thalweg.Task`.
+        optimizer: name in the registry.
+        lr: its learning rate; by default the middle of the usual ones.
+        epochs: of training.
+        seed: of initial weights and order of batches.
+        tolerance: an eigenvalue up to this share of the largest, in absolute value, counts as zero:
+            a network has many along which the loss does not change.
+
+    Raises:
+        LandscapeError: for an argument that cannot be used, or a run that diverges.
+        TaskError: for a task that cannot be trained.
+    """
+    found, share = task_of(task), positive("tolerance", tolerance)
+    (path,) = training_paths(found, [optimizer], lr=lr, epochs=epochs, seed=seed, moments=3)
+    exact = found.parameters <= EXACT
+    rows, parts = [], []
+    for moment, name in enumerate(MOMENTS[-len(path.curve) :]):
+        operator = hessian_at(found, path.at(moment), "float64")
+        if exact:
+            matrix = operator @ np.eye(operator.shape[0])
+            values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+            weights = np.full(len(values), 1 / len(values))
+            error = 0.0
+        else:
+            density = spectral_density(operator, seed=seed)
+            values, weights = density.nodes.ravel(), density.weights.ravel() / len(density.nodes)
+            error = density.share_below(-share * float(np.abs(values).max()))[1]
+        zero = share * np.abs(values).max()
+        sizes = weights * np.abs(values)
+        rows.append(
+            {
+                "moment": name,
+                "step": int(path.curve["step"][moment]),
+                **path.curve.loc[moment, ["epoch", "train_loss"]],
+                "negative": float(weights[values < -zero].sum()),
+                "zero": float(weights[np.abs(values) <= zero].sum()),
+                "positive": float(weights[values > zero].sum()),
+                "error": error,
+                "negative_size": float(sizes[values < -zero].sum() / max(sizes.sum(), 1e-300)),
+                "lowest": float(values.min()),
+                "highest": float(values.max()),
+            }
+        )
+        parts.append(pd.DataFrame({"moment": moment, "eigenvalue": values, "weight": weights}))
+    return NegativeShare(
+        found.title,
+        path.optimizer,
+        path.lr,
+        found.parameters,
+        pd.DataFrame(rows),
+        pd.concat(parts, ignore_index=True),
+        "exact" if exact else "Lanczos",
+        share,
+    )

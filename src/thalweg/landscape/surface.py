@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.landscape.arguments import LandscapeError, whole
+from thalweg.landscape.operators import NetworkOperator, hessian
+from thalweg.landscape.spectrum import eigenvalues
 from thalweg.landscape.training_path import Array, TrainingPath, Weights, task_of
 from thalweg.replicas.program import Model, Program, build, stack
 from thalweg.replicas.train import piece
@@ -59,7 +61,8 @@ class Plane:
         marks: points of interest, a row each: ``name, alpha, beta`` (``beta`` 0 on a line), and
             of a training path also ``step``.
         note: a sentence on how it was laid, for captions.
-        shares: share of a training path's variance along each direction; empty if it is of none.
+        values: of each direction, a training path's share of variance along it, or the
+            eigenvalue of an eigenvector; empty of others.
     """
 
     origin: Weights = field(repr=False)
@@ -68,7 +71,7 @@ class Plane:
     spans: tuple[tuple[float, float], ...]
     marks: pd.DataFrame = field(repr=False)
     note: str
-    shares: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
     def weights(self, *coordinates: float) -> dict[str, Tensor]:
         """The weights at a point."""
@@ -173,7 +176,7 @@ def evaluate(task: Task, plane: Plane, coordinates: Array) -> tuple[pd.DataFrame
         LandscapeError: for weights that are not the model's.
     """
     model, _, _ = stack(task, [0], "cpu")
-    _check(task, model, plane.origin)
+    check(task, model.train, plane.origin)
     origin = {name: plane.origin[name].detach() for name in (*model.parameters, *model.constants)}
     size = sum(t.numel() * t.element_size() for t in origin.values())
     threads = torch.get_num_threads()
@@ -184,7 +187,9 @@ def evaluate(task: Task, plane: Plane, coordinates: Array) -> tuple[pd.DataFrame
         [coordinates, np.repeat(coordinates[-1:], padded - len(coordinates), axis=0)]
     )
     starts = range(0, padded, count)
-    parts = [partial(_stacked, model, origin, plane.directions, places[i : i + count]) for i in starts]
+    parts = [
+        partial(_stacked, model, origin, plane.directions, places[i : i + count]) for i in starts
+    ]
     parameters, constants = parts[0]()
     batch = task.train[: min(len(task.train), task.batch_size)]
     program = build(task, model, parameters, constants, batch, shared=True, backend="eager")
@@ -195,7 +200,9 @@ def evaluate(task: Task, plane: Plane, coordinates: Array) -> tuple[pd.DataFrame
         return scores(*part())
 
     together = program.concurrent and threads > 1
-    pool = ThreadPoolExecutor(threads if together else 1, initializer=_one_core if together else None)
+    pool = ThreadPoolExecutor(
+        threads if together else 1, initializer=_one_core if together else None
+    )
     try:
         with pool:
             rest = list(pool.map(run, parts[1:]))
@@ -210,9 +217,9 @@ def _one_core() -> None:
     torch.set_num_threads(1)
 
 
-def _check(task: Task, model: Model, weights: Weights) -> None:
-    own = dict(model.train.named_parameters()) | dict(model.train.named_buffers())
-    for name, tensor in own.items():
+def check(task: Task, module: nn.Module, weights: Weights) -> None:
+    """Refuse weights that are not those of a task's model."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name not in weights or weights[name].shape != tensor.shape:
             got = f"of shape {tuple(weights[name].shape)}" if name in weights else "missing"
             raise LandscapeError(
@@ -317,7 +324,9 @@ def between(
     solution has the batch normalisation that it was trained with.
 
     Args:
-        first, second, third: weights of one model, by name.
+        first: weights by name, at (0, 0).
+        second: weights of the same model, at (1, 0).
+        third: likewise; None for the line through the others.
         names: what the solutions are called.
 
     Raises:
@@ -374,9 +383,9 @@ def barrier(line: Surface, of: str = "train_loss") -> float:
 
 
 def path_plane(path: TrainingPath) -> Plane:
-    """The plane that holds most of a training's way: its two first principal components.
+    """The plane that holds most of a training path: its first two principal components.
 
-    The components are those of the weights along the way, about their mean; the plane goes through
+    The components are those of the weights along the path, about their mean; the plane goes through
     the last weights, so that these stand on their own loss, and earlier ones where they project to
     (Li et al. 2018, section 7). Buffers stay as at the end.
 
@@ -384,7 +393,7 @@ def path_plane(path: TrainingPath) -> Plane:
         path: with at least three moments.
 
     Raises:
-        LandscapeError: for fewer, or a way that is a straight line.
+        LandscapeError: for fewer, or a path that is a straight line.
     """
     origin = path.at(-1)
     names = path.parameters
@@ -410,7 +419,7 @@ def path_plane(path: TrainingPath) -> Plane:
         )
     marks = pd.DataFrame(
         {
-            "name": ["start", *["on the way"] * (moments - 2), "end"],
+            "name": ["start", *["on the path"] * (moments - 2), "end"],
             "alpha": where[:, 0],
             "beta": where[:, 1],
             "step": path.curve["step"],
@@ -423,8 +432,8 @@ def path_plane(path: TrainingPath) -> Plane:
         tuple(f"principal component {i + 1} ({100 * s:.0f} %)" for i, s in enumerate(shares)),
         tuple(_wider(*ends) for ends in zip(where.min(0), where.max(0), strict=True)),
         marks,
-        f"The plane of the two first principal components of the weights along the way, through "
-        f"the last of them: {100 * shares[0]:.1f} % and {100 * shares[1]:.1f} % of the way's "
+        f"The plane of the first two principal components of the weights along the path, through "
+        f"the last of them: {100 * shares[0]:.1f} % and {100 * shares[1]:.1f} % of the path's "
         f"variance. Earlier weights are drawn where they project to. A unit is 1 in the norm of "
         f"the weights.",
         shares,
@@ -436,10 +445,11 @@ def _wider(low: float, high: float) -> tuple[float, float]:
     return (float(low - margin), float(high + margin))
 
 
-def curvature_plane(task: str | Task, weights: Weights, span: float = 1.0) -> Plane:
+def curvature_plane(task: str | Task, weights: Weights, span: float = 0.25) -> Plane:
     """The plane along which the training loss curves most: the top two Hessian eigenvectors.
 
-    Both are given the norm of the weights, so that a unit is about as far as on `random_plane`.
+    Both are given the norm of the weights, so that a unit is about as far as on `random_plane`. The
+    largest eigenvalue comes first.
 
     Args:
         task: whose training loss, in evaluation mode.
@@ -449,7 +459,34 @@ def curvature_plane(task: str | Task, weights: Weights, span: float = 1.0) -> Pl
     Raises:
         LandscapeError: for weights that are not the model's.
     """
-    raise NotImplementedError
+    found = task_of(task)
+    operator = hessian_at(found, weights)
+    top = eigenvalues(operator, 2, "LA")
+    size = math.sqrt(math.fsum(float(weights[n].double().square().sum()) for n in operator.names))
+    # The largest first; as a solver's signs are its choice, the largest part of each is positive.
+    directions = [
+        operator.split(size * v * np.sign(v[np.abs(v).argmax()])) for v in top.vectors.T[::-1]
+    ]
+    values = tuple(top.values[::-1].tolist())
+    return Plane(
+        weights,
+        tuple(directions),
+        tuple(f"eigenvector {i + 1} (eigenvalue {v:.3g})" for i, v in enumerate(values)),
+        ((-span, span),) * 2,
+        _marks([("trained network", 0.0, 0.0)]),
+        f"Along the two eigenvectors of the training loss's Hessian with the largest eigenvalues, "
+        f"{values[0]:.3g} and {values[1]:.3g}. A unit is the norm of the weights, {size:.3g}.",
+        values,
+    )
+
+
+def hessian_at(task: Task, weights: Weights, dtype: str | None = None) -> NetworkOperator:
+    """The Hessian of a task's training loss, in evaluation mode, at some weights."""
+    with torch.random.fork_rng(devices=[]):
+        module = task.model()
+    check(task, module, weights)
+    module.load_state_dict(weights, strict=False)  # which may have buffers that are not kept
+    return hessian(module, task.loss, task.train, dtype=dtype)
 
 
 def task_of_module(

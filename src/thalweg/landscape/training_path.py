@@ -37,7 +37,7 @@ BYTES = 1 << 30  # of weights kept, before a person is asked to keep fewer
 
 @dataclass(frozen=True, eq=False)
 class TrainingPath:
-    """What one run went through.
+    """The weights that one run went through.
 
     Attributes:
         optimizer: as tables print it.
@@ -71,11 +71,11 @@ def training_paths(
     seed: int = 0,
     moments: int = 81,
 ) -> list[TrainingPath]:
-    """Train a task by several optimizers from the same weights, together, and keep the way.
+    """Train a task by several optimizers from the same weights, together, and keep their paths.
 
     Args:
         task: name of a built-in task, or a `thalweg.Task`.
-        optimizers: names in the registry.
+        optimizers: names in the registry, each once.
         lr: learning rate of all of them; by default the middle of each one's usual ones.
         batch_size: samples a step; the task's by default.
         epochs: how long.
@@ -91,7 +91,11 @@ def training_paths(
         TaskError: for a task that cannot be trained.
     """
     found = task_of(task)
-    entries = [entry_of(name) for name in optimizers]
+    entries = [entry_of(name) for name in dict.fromkeys(map(key, optimizers))]
+    if not entries:
+        raise LandscapeError("optimizers", "none given; `thalweg optimizers` lists them")
+    if seed < 0:
+        raise LandscapeError("seed", f"must be a whole number from 0, got {seed}")
     size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(found.train):
         raise LandscapeError(
@@ -182,4 +186,3 @@ def entry_of(optimizer: str) -> Entry:
 def rate_of(entry: Entry, lr: float | None) -> float:
     """The learning rate asked for, or the middle of an optimizer's usual ones."""
     return math.sqrt(math.prod(entry.lr_range)) if lr is None else positive("lr", lr)
-
