@@ -1,4 +1,5 @@
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -15,52 +16,44 @@ def wine():
     return load("wine")
 
 
-def test_a_page_and_a_table(here, wine, capsys, chromium):
-    network_surface(wine, epochs=3, points=5, seed=2)
+def test_a_page_and_a_table(here, wine, capsys):
+    network_surface(wine, optimizers=["sgd"], epochs=3, points=5, seed=2)
     out, error = capsys.readouterr()
     assert error == ""
     lines = out.splitlines()
-    rows = [line.split()[0] for line in lines]
-    assert rows.index("optimizer") < rows.index("SGD") < rows.index("Adam")
-    assert "from SGD's solution to Adam's the training loss" in " ".join(lines)
+    assert sum(line.startswith("SGD   ") for line in lines) == 1
+    assert lines[-2].startswith("SGD ends at a training loss of ")
     assert lines[-1] == "Page: thalweg-surface-wine.html"
     assert [p.name for p in here.iterdir()] == ["thalweg-surface-wine.html"]
-    page = chromium.new_page()
-    trouble = []
-    page.on("pageerror", lambda e: trouble.append(str(e)))
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r.url),
-    )
-    page.goto((here / "thalweg-surface-wine.html").as_uri())
-    page.wait_for_selector(".plotly .trace", state="attached")
-    assert trouble == []
-    assert page.title() == f"Loss surface of {wine.title}"
-    assert page.locator(".js-plotly-plot").count() == 2 * 5 + 1
-    assert page.locator("h2").all_inner_texts() == [
+    page = (here / "thalweg-surface-wine.html").read_text()
+    assert f"<title>Loss surface of {wine.title}</title>" in page
+    assert page.count('class="plotly-graph-div"') == 5
+    assert re.findall("<h2>(.*?)</h2>", page) == [
         "Path of SGD",
         "Around the solution of SGD",
         "Where the loss around the solution of SGD curves most",
-        "Path of Adam",
-        "Around the solution of Adam",
-        "Where the loss around the solution of Adam curves most",
-        "Between two solutions",
         "How it was done",
     ]
-    page.close()
 
 
 def test_as_json_it_is_what_the_networks_give(here, wine, capsys):
     network_surface(
-        wine, optimizers=["adam"], lr=0.003, epochs=2, points=3, batch_size=16, json=True
+        wine, optimizers=["adam", "sgd"], lr=0.003, epochs=2, points=3, batch_size=16, json=True
     )
     out, error = capsys.readouterr()
     assert error == "Page: thalweg-surface-wine.html\n"
+    page = (here / "thalweg-surface-wine.html").read_text()
+    assert "<h2>Between two solutions</h2>" in page
     found = json.loads(out)
     assert set(found) == {"task", "loss", "metric", "solutions", "between"}
-    assert (found["loss"], found["metric"], found["between"]) == ("cross-entropy", "accuracy", None)
-    (one,) = found["solutions"]
+    assert (found["loss"], found["metric"]) == ("cross-entropy", "accuracy")
+    between = found["between"]
+    assert len(between["grid"]) == 12
+    assert between["barrier"] >= 0
+    assert [mark["name"] for mark in between["marks"]] == ["Adam's solution", "SGD's solution"]
+    one, other = found["solutions"]
     assert (one["optimizer"], one["lr"], one["seed"]) == ("Adam", 0.003, 0)
+    assert other["optimizer"] == "SGD"
     curve = pd.DataFrame(one["curve"])
     assert curve["step"].iloc[-1] == 2 * (len(wine.train) // 16)
     for of in ("path", "random", "curvature"):
@@ -77,14 +70,6 @@ def test_as_json_it_is_what_the_networks_give(here, wine, capsys):
     assert one["path"]["marks"][0]["own_loss"] == pytest.approx(start, rel=1e-5)
     assert 0 < sum(one["path"]["values"]) <= 1
     assert one["curvature"]["values"][0] >= one["curvature"]["values"][1]
-
-
-def test_two_solutions_have_a_barrier(here, wine, capsys):
-    network_surface(wine, optimizers=["sgd", "adam"], epochs=1, points=2, json=True)
-    between = json.loads(capsys.readouterr()[0])["between"]
-    assert len(between["grid"]) == 8
-    assert between["barrier"] >= 0
-    assert [mark["name"] for mark in between["marks"]] == ["SGD's solution", "Adam's solution"]
 
 
 def test_bad_values_are_refused_before_anything_is_written(here, wine):

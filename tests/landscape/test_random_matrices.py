@@ -105,7 +105,7 @@ def test_signs_are_those_of_the_whole_hessian(small):
         return functional.cross_entropy(torch.func.functional_call(module, weights, (x,)), y)
 
     flat = torch.cat([p.detach().flatten() for p in module.parameters()])
-    values = torch.linalg.eigvalsh(torch.func.hessian(loss)(flat)).numpy()
+    values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat)).numpy()
     mine = found.eigenvalues[found.eigenvalues["moment"] == 0]["eigenvalue"]
     np.testing.assert_allclose(np.sort(mine), values, atol=1e-9)
     zero = 1e-6 * np.abs(values).max()

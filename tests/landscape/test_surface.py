@@ -175,10 +175,10 @@ def test_along_eigenvectors_the_loss_curves_as_their_eigenvalues_say(digits, pat
         with torch.no_grad():
             return functional.cross_entropy(module(digits.train.x.double()), digits.train.y).item()
 
-    h = 1e-4  # in norms of the weights; in float64 differences are good to 1e-6
+    h = 1e-6  # in norms of the weights: so short that no ReLU switches; rounding is 1e-5 of it
     for value, (i, j) in ((first, (h, 0)), (second, (0, h))):
         curvature = (loss(i, j) - 2 * loss(0, 0) + loss(-i, -j)) / (h * size) ** 2
-        assert curvature == pytest.approx(value, rel=1e-2)  # ReLUs that switch on the way
+        assert curvature == pytest.approx(value, rel=1e-3)
 
 
 def test_paths_are_the_runs_that_are_trained_alone(digits, paths):
