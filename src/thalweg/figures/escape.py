@@ -156,5 +156,7 @@ def eigenvalue_signs(eigenvalues: pd.DataFrame, titles: Sequence[str]) -> go.Fig
         ticktext=[f"10<sup>{t}</sup>" for t in ticks],
         range=[np.floor(bottom), np.ceil(top) + width],
     )
-    figure.update_yaxes(title_text="share of all eigenvalues", ticksuffix=" %", col=1)
+    figure.update_yaxes(
+        title_text="share of all eigenvalues", title_standoff=14, ticksuffix=" %", col=1
+    )
     return finish(figure, 400).update_layout(showlegend=True, barmode="overlay")

@@ -12,7 +12,6 @@ from thalweg.figures.style import COLORS, SYMBOLS, finish
 __all__ = ["gap_against_sharpness", "risks"]
 
 BLUE, ORANGE, INK = "#0072b2", "#d55e00", "#222222"
-PANELS = 4  # side by side
 
 
 def gap_against_sharpness(runs: pd.DataFrame, loss: str, radius: float) -> go.Figure:
@@ -54,7 +53,9 @@ def gap_against_sharpness(runs: pd.DataFrame, loss: str, radius: float) -> go.Fi
         title_text=f"rise of the training loss within {100 * radius:.3g} % of the weights' norm",
         col=2,
     )
-    figure.update_yaxes(title_text=f"validation less training {loss}", rangemode="tozero", col=1)
+    figure.update_yaxes(rangemode="tozero")
+    title = f"validation less training {loss}"
+    figure.update_yaxes(title_text=title, title_standoff=14, col=1)
     return finish(figure, 440).update_layout(showlegend=True)
 
 
@@ -64,10 +65,11 @@ def risks(curves: pd.DataFrame, table: pd.DataFrame, loss: str) -> go.Figure:
     Args:
         curves: a row a run and epoch: ``optimizer, batch_size, seed, epoch, train_loss,
             validation_loss``.
-        table: a row a panel: ``optimizer, batch_size, overfits_from``, NaN where it does not.
+        table: a row a panel, all optimizers of a batch size side by side: ``optimizer, batch_size,
+            overfits_from``, NaN where it does not.
         loss: name of the loss.
     """
-    columns = min(PANELS, len(table))
+    columns = table["optimizer"].nunique()
     rows = -(-len(table) // columns)
     titles = [f"{row.optimizer}, batches of {row.batch_size:,}" for row in table.itertuples()]
     figure = make_subplots(
@@ -76,7 +78,7 @@ def risks(curves: pd.DataFrame, table: pd.DataFrame, loss: str) -> go.Figure:
         shared_yaxes="all",
         shared_xaxes="all",
         horizontal_spacing=0.03,
-        vertical_spacing=0.12,
+        vertical_spacing=0.18 / rows,
         subplot_titles=titles,
     )
     over = False
@@ -118,4 +120,4 @@ def risks(curves: pd.DataFrame, table: pd.DataFrame, loss: str) -> go.Figure:
     seen = curves[["train_loss", "validation_loss"]].to_numpy()
     lowest, highest = np.log10([seen.min(), seen.max()])
     figure.update_yaxes(range=[lowest - 0.1, highest + 0.1])
-    return finish(figure, 330 * rows + 80).update_layout(showlegend=True)
+    return finish(figure, 250 * rows + 140).update_layout(showlegend=True)

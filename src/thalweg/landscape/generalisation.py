@@ -44,7 +44,7 @@ __all__ = [
 RESAMPLED = 2000
 NOISE = 3  # standard deviations of the validation loss that a rise has to exceed
 AFTER = 3  # epochs that it has to last
-STARTS, ASCENTS = 4, 20  # of the search for the worst loss in a ball
+STARTS, ASCENTS = 8, 20  # of the search for the worst loss in a ball
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,11 +346,13 @@ def worst_rise(task: Task, ends: Sequence[Weights], radius: float) -> Array:
     step = program.single or program.step
     bound = radius * _norms(centre)
     start, gradients, _ = step(centre, constants, *batch)
-    # The first start of each solution goes along its gradient, the others anywhere.
-    along = torch.arange(len(centre[0])) % STARTS == 0
-    away = [
-        torch.where(_like(along, g), g, torch.randn(g.shape, generator=draw)) for g in gradients
-    ]
+    # The first start of each solution goes along its gradient; the others are the same for all.
+    away = []
+    for g in gradients:
+        anywhere = torch.randn((STARTS, *g.shape[1:]), generator=draw)
+        anywhere = anywhere.repeat(len(ends), *[1] * (g.ndim - 1))
+        anywhere[::STARTS] = g[::STARTS]
+        away.append(anywhere)
     away = _scaled(away, bound / _norms(away).clamp_min(1e-30))
     best = start.clone()
     for _ in range(ASCENTS):

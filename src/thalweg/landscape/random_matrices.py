@@ -8,11 +8,12 @@ et al. 2014, arXiv:1406.2572).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from thalweg.landscape.arguments import LandscapeError, positive, whole
 from thalweg.landscape.escape import proportion
@@ -136,12 +137,12 @@ class NegativeShare:
         parameters: how many the network has, and so eigenvalues.
         table: a row a moment: ``moment`` (start, middle, end), ``step, epoch, train_loss,
             negative, zero, positive`` (shares of all eigenvalues), ``error`` (standard error of
-            the share of negative ones; 0 where all were found), ``negative_size`` (the negative
-            ones' share of the sum of all absolute values), ``lowest, highest``.
+            the share of negative ones; 0 where all were found), ``tolerance`` (an eigenvalue up to
+            this, in absolute value, counts as zero), ``negative_size`` (the negative ones' share of
+            the sum of all absolute values), ``lowest, highest``.
         eigenvalues: ``moment`` (0, 1, 2), ``eigenvalue, weight`` (its share of all); where not all
             were found the nodes of the stochastic Lanczos quadrature.
         method: ``exact`` or ``Lanczos``.
-        tolerance: an eigenvalue up to this share of the largest counts as zero.
     """
 
     task: str
@@ -151,17 +152,20 @@ class NegativeShare:
     table: pd.DataFrame = field(repr=False)
     eigenvalues: pd.DataFrame = field(repr=False)
     method: str
-    tolerance: float
 
     def figure(self) -> "go.Figure":
-        """Sizes of negative and positive eigenvalues at each moment."""
+        """Sizes of the eigenvalues that are not zero, at each moment."""
         from thalweg.figures.escape import eigenvalue_signs
 
         titles = [
-            f"{row['moment']}: {100 * row['negative']:.1f} % negative"
+            f"{row['moment']}: {100 * row['negative']:.1f} % negative, "
+            f"{100 * row['zero']:.1f} % zero"
             for _, row in self.table.iterrows()
         ]
-        return eigenvalue_signs(self.eigenvalues, titles)
+        zero = self.eigenvalues["moment"].map(self.table["tolerance"])
+        return eigenvalue_signs(
+            self.eigenvalues[self.eigenvalues["eigenvalue"].abs() > zero], titles
+        )
 
 
 def negative_share(
@@ -177,8 +181,9 @@ def negative_share(
 
     Of the training loss over the whole training set, in evaluation mode and float64: at the initial
     weights, after half of the steps and at the end. Up to 2,000 parameters all eigenvalues are
-    found; of larger networks the shares are those of a stochastic density (`spectral_density`),
-    which tells small eigenvalues of either sign from zero only as far as it resolves them.
+    found; of larger networks the shares are those of a stochastic density (`spectral_density`). Its
+    nodes tell eigenvalues from zero as far as they are apart there, and what is closer counts as
+    zero.
 
     Args:
         task: name of a built-in task, or a `thalweg.Task`.
@@ -193,7 +198,7 @@ def negative_share(
         LandscapeError: for an argument that cannot be used, or a run that diverges.
         TaskError: for a task that cannot be trained.
     """
-    found, share = task_of(task), positive("tolerance", tolerance)
+    found, tolerance = task_of(task), positive("tolerance", tolerance)
     (path,) = training_paths(found, [optimizer], lr=lr, epochs=epochs, seed=seed, moments=3)
     exact = found.parameters <= EXACT
     rows, parts = [], []
@@ -203,12 +208,12 @@ def negative_share(
             matrix = operator @ np.eye(operator.shape[0])
             values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
             weights = np.full(len(values), 1 / len(values))
-            error = 0.0
+            zero, error = tolerance * float(np.abs(values).max()), 0.0
         else:
             density = spectral_density(operator, seed=seed)
             values, weights = density.nodes.ravel(), density.weights.ravel() / len(density.nodes)
-            error = density.share_below(-share * float(np.abs(values).max()))[1]
-        zero = share * np.abs(values).max()
+            zero = max(tolerance * float(np.abs(values).max()), _resolved(density.nodes))
+            error = density.share_below(-zero)[1]
         sizes = weights * np.abs(values)
         rows.append(
             {
@@ -219,6 +224,7 @@ def negative_share(
                 "zero": float(weights[np.abs(values) <= zero].sum()),
                 "positive": float(weights[values > zero].sum()),
                 "error": error,
+                "tolerance": zero,
                 "negative_size": float(sizes[values < -zero].sum() / max(sizes.sum(), 1e-300)),
                 "lowest": float(values.min()),
                 "highest": float(values.max()),
@@ -233,5 +239,12 @@ def negative_share(
         pd.DataFrame(rows),
         pd.concat(parts, ignore_index=True),
         "exact" if exact else "Lanczos",
-        share,
     )
+
+
+def _resolved(nodes: "NDArray[np.floating[Any]]") -> float:
+    """The widest gap that quadratures ``(probes, steps)`` have around zero."""
+    above = np.where(nodes >= 0, nodes, np.inf).min(1)
+    below = np.where(nodes < 0, nodes, -np.inf).max(1)
+    gaps = (above - below)[np.isfinite(above - below)]
+    return float(gaps.max()) if len(gaps) else 0.0
