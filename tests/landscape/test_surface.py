@@ -1,4 +1,5 @@
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +61,6 @@ def assert_same(found, expected, samples=359):
 def test_the_centre_and_points_of_the_grid_are_what_the_model_gives(digits, paths):
     end = paths[0].at(-1)
     found = surface(digits, random_plane(end, seed=2), points=9)
-    assert found.note == ""
     (centre,) = found.grid[(found.grid["alpha"] == 0) & (found.grid["beta"] == 0)].to_numpy()
     assert_same(centre[2:], direct(digits, end))
     assert_same(found.marks.loc[0, COLUMNS].to_numpy(dtype=float), direct(digits, end))
@@ -264,6 +264,20 @@ def test_what_vmap_cannot_take_goes_one_by_one(digits):
     assert_same(
         row[COLUMNS].to_numpy(), direct(task, found.plane.weights(row["alpha"], row["beta"]))
     )
+
+
+@pytest.mark.parametrize("seconds", [(1.0, 2.0), (2.0, 1.0)])
+def test_both_ways_give_the_same(seconds, digits, paths, monkeypatch):
+    """Whichever measured faster, one point after another first, is taken."""
+    taken = iter(seconds)
+    home = sys.modules["thalweg.landscape.surface"]
+    monkeypatch.setattr(home, "_seconds", lambda *_: next(taken))
+    end = paths[0].at(-1)
+    found = surface(digits, random_plane(end, seed=2), points=3)
+    assert ("one after another" in found.note) == (seconds[0] < seconds[1])
+    row = found.grid.iloc[7]
+    weights = found.plane.weights(row["alpha"], row["beta"])
+    assert_same(row[COLUMNS].to_numpy(), direct(digits, weights))
 
 
 def raised(call):

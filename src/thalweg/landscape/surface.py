@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 # Copies of weights that are evaluated together by one thread; more than fit its cache gain nothing.
-BYTES = 1 << 20
+BYTES = 1 << 19
 MARGIN = 0.25  # of its length, by which a line or a plane goes on beyond what it was laid through
 
 
@@ -97,7 +98,7 @@ class Surface:
         grid: a row a point: ``alpha``, ``beta`` (0 on a line), ``train_loss, train_metric,
             validation_loss, validation_metric``, means over whole sets in evaluation mode.
         marks: the plane's, with the same four columns at their places on it.
-        note: why it was not evaluated as fast as it might have been, or nothing.
+        note: that and why points were evaluated one after another, or nothing.
     """
 
     task: str
@@ -169,8 +170,8 @@ def evaluate(task: Task, plane: Plane, coordinates: Array) -> tuple[pd.DataFrame
         coordinates: ``(points, directions)``.
 
     Returns:
-        A row a point: ``train_loss, train_metric, validation_loss, validation_metric``; and why
-        points were not evaluated together, or nothing.
+        A row a point: ``train_loss, train_metric, validation_loss, validation_metric``; and that
+        and why points were evaluated one after another, or nothing.
 
     Raises:
         LandscapeError: for weights that are not the model's.
@@ -181,40 +182,54 @@ def evaluate(task: Task, plane: Plane, coordinates: Array) -> tuple[pd.DataFrame
     size = sum(t.numel() * t.element_size() for t in origin.values())
     threads = torch.get_num_threads()
     count = max(1, min(BYTES // size, -(-len(coordinates) // threads)))
-    # Chunks of one size, as what is traced is traced for a number of replicas.
-    padded = -(-len(coordinates) // count) * count
-    places = np.concatenate(
-        [coordinates, np.repeat(coordinates[-1:], padded - len(coordinates), axis=0)]
-    )
-    starts = range(0, padded, count)
-    parts = [
-        partial(_stacked, model, origin, plane.directions, places[i : i + count]) for i in starts
-    ]
-    parameters, constants = parts[0]()
+    at = partial(_stacked, model, origin, plane.directions)
+    # Two points are enough to trace with, where what is traced then takes any number of them.
+    few = at(np.repeat(coordinates[:1], 2, axis=0))
     batch = task.train[: min(len(task.train), task.batch_size)]
-    program = build(task, model, parameters, constants, batch, shared=True, backend="eager")
-    scores = partial(_scores, task, program)
-    first = scores(parameters, constants)  # traces, alone
+    program = build(task, model, *few, batch, shared=True, backend="eager")
+    scores, note = partial(_scores, task, program, count), program.note
+    workers = threads if program.concurrent else 1
+    if program.backend != "one by one":
+        other = build(task, model, *few, batch, shared=True, backend="one by one")
+        single = partial(_scores, task, other, 1)
+        # As it is for convolutions, which vmap makes slower.
+        if _seconds(single, few) < _seconds(scores, few):
+            scores, workers = single, 1
+            note = "points were evaluated one after another, which is faster for this model"
+    # Chunks of one size, as otherwise it is traced for a number of replicas.
+    padded = -(-len(coordinates) // count) * count
+    places = np.pad(coordinates, ((0, padded - len(coordinates)), (0, 0)), mode="edge")
 
-    def run(part: Callable[[], tuple[list[Tensor], list[Tensor]]]) -> Array:
-        return scores(*part())
+    def run(i: int) -> Array:
+        return scores(*at(places[i : i + count]))
 
-    together = program.concurrent and threads > 1
-    pool = ThreadPoolExecutor(
-        threads if together else 1, initializer=_one_core if together else None
-    )
     try:
-        with pool:
-            rest = list(pool.map(run, parts[1:]))
+        with ThreadPoolExecutor(workers, initializer=partial(_cores, threads // workers)) as pool:
+            found = np.concatenate(list(pool.map(run, range(0, padded, count))))
     finally:
-        torch.set_num_threads(threads)
-    found = np.concatenate([first, *rest])[: len(coordinates)]
+        _cores(threads)
     columns = ["train_loss", "train_metric", "validation_loss", "validation_metric"]
-    return pd.DataFrame(found, columns=columns), program.note
+    return pd.DataFrame(found[: len(coordinates)], columns=columns), note
 
 
-def _one_core() -> None:
-    torch.set_num_threads(1)
+def _cores(count: int) -> None:
+    torch.set_num_threads(count)
+
+
+def _seconds(
+    scores: Callable[[list[Tensor], list[Tensor]], Array],
+    stacks: tuple[list[Tensor], list[Tensor]],
+) -> float:
+    """Of one evaluation on one core, after a first that traces."""
+    threads = torch.get_num_threads()
+    _cores(1)
+    try:
+        scores(*stacks)
+        start = perf_counter()
+        scores(*stacks)
+        return perf_counter() - start
+    finally:
+        _cores(threads)
 
 
 def check(task: Task, module: nn.Module, weights: Weights) -> None:
@@ -248,13 +263,13 @@ def _stacked(
 
 
 def _scores(
-    task: Task, program: Program, parameters: list[Tensor], constants: list[Tensor]
+    task: Task, program: Program, together: int, parameters: list[Tensor], constants: list[Tensor]
 ) -> Array:
     """Loss and metric on training and on validation data, ``(replicas, 4)``."""
     found = []
     for split in (task.train, task.validation):
         # A metric that is no mean over samples is taken of all of them at once.
-        size = piece(split, len(parameters[0]), len(split)) if task.metric.mean else len(split)
+        size = piece(split, together, len(split)) if task.metric.mean else len(split)
         sums = np.zeros((2, len(parameters[0])))
         for i in range(0, len(split), size):
             x, y = split[i : i + size]
