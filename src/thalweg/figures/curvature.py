@@ -1,5 +1,6 @@
 """The pictures of curvature: data in, figure out; nothing is computed here."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -20,10 +21,11 @@ def spectral_density(curve: pd.DataFrame, eigenvalues: Sequence[float] = ()) -> 
         curve: a row a point: ``eigenvalue, density, error``, a standard error.
         eigenvalues: computed one by one, to be marked.
     """
-    floor = curve["density"].max() * 10.0**-DECADES
-    x = curve["eigenvalue"]
-    low = (curve["density"] - curve["error"]).clip(lower=floor)
-    high = (curve["density"] + curve["error"]).clip(lower=floor)
+    x, density, error = curve["eigenvalue"], curve["density"], curve["error"]
+    top = math.log10(density.max())
+    bottom = 10 ** (top - DECADES)
+    nothing = bottom / 1e3  # out of sight; a logarithm has no zero
+    low, high = (density - error).clip(lower=nothing), (density + error).clip(lower=nothing)
     figure = go.Figure()
     figure.add_scatter(
         x=[*x, *x[::-1]],
@@ -36,7 +38,7 @@ def spectral_density(curve: pd.DataFrame, eigenvalues: Sequence[float] = ()) -> 
     )
     figure.add_scatter(
         x=x,
-        y=curve["density"].clip(lower=floor),
+        y=density.clip(lower=nothing),
         mode="lines",
         line={"color": BLUE, "width": 1.8},
         name="density of eigenvalues",
@@ -45,16 +47,19 @@ def spectral_density(curve: pd.DataFrame, eigenvalues: Sequence[float] = ()) -> 
     if len(eigenvalues):
         figure.add_scatter(
             x=list(eigenvalues),
-            y=[floor] * len(eigenvalues),
+            y=[1.5 * bottom] * len(eigenvalues),
             mode="markers",
             marker={"symbol": "line-ns", "size": 18, "line": {"color": ORANGE, "width": 2}},
             name="eigenvalues, computed one by one",
             hovertemplate="eigenvalue %{x:.6g}<extra></extra>",
-            cliponaxis=False,
         )
     figure.add_vline(x=0, line={"color": "#777777", "width": 1, "dash": "dot"})
     figure.update_xaxes(title_text="eigenvalue of the Hessian")
     figure.update_yaxes(
-        title_text="density", type="log", exponentformat="power", dtick=1, range=None
+        title_text="density",
+        type="log",
+        exponentformat="power",
+        dtick=1,
+        range=[top - DECADES, top + 0.4],
     )
     return finish(figure, 420)

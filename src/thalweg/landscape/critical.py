@@ -320,7 +320,7 @@ def _value(f: Callable[[Tensor], Tensor], x: Tensor, finite: bool = True) -> Ten
         kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise LandscapeError("f", f"must give one number, a scalar tensor; it gave {kind}")
     if finite and not bool(found.isfinite().all()):
-        raise LandscapeError("f", f"is {float(found):g} at {_shown(x.detach())}")
+        raise LandscapeError("f", f"is {float(found.detach()):g} at {_shown(x.detach())}")
     return found.reshape(())
 
 

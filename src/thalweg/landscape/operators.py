@@ -8,7 +8,6 @@ gradient.
 """
 
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -46,8 +45,11 @@ Recorder: TypeAlias = Callable[[LossFunction, Any, Any, list[Tensor]], Product]
 # Bytes: of the graphs that are kept, as a share of the memory that is free and at most; and of
 # that of one batch, unless a person gives a batch size.
 KEPT, KEPT_SHARE = 1 << 30, 0.125
-BATCH = {"cpu": 16 << 20, "cuda": 1 << 30}
-TOGETHER = 8  # vectors, with which a batch still fits the cache
+BATCH = {"cpu": 16 << 20, "cuda": 256 << 20}
+TOGETHER = 32  # vectors
+# Bytes of a batch's graph, beyond which on a CPU vectors are faster one after the other: several at
+# once are out of its cache.
+CACHE = 256 << 10
 
 
 class NetworkOperator(LinearOperator):  # type: ignore[misc]
@@ -79,14 +81,14 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
     ) -> None:
         self.kind = kind
         self._record = record
-        batches = _batches(data)
-        self._copied(model, parameters, dtype)
-        super().__init__(_numpy(self._dtype), (self._size, self._size))
-        self._loss = self._loss_of(loss, batches[0][1])
-        self.samples = sum(_count(y) for _, y in batches)
-        gpus = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus), self._apart():
-            self.bytes_per_sample = self._tried(batches[0])
+        with random_states():
+            batches = _batches(data)
+            self._copied(model, parameters, dtype)
+            super().__init__(_numpy(self._dtype), (self._size, self._size))
+            self._loss = self._loss_of(loss, batches[0][1])
+            self.samples = sum(_count(y) for _, y in batches)
+            with self._apart():
+                self.bytes_per_sample = self._tried(batches[0])
         self.batch_size = self._fitting(batch_size)
         self._batches = [
             tuple(tree_map(lambda t, i=i: t[i : i + self.batch_size], (x, y)))
@@ -94,9 +96,10 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             for i in range(0, _count(y), self.batch_size)
         ]
         self._kept: dict[int, Product] = {}
-        graph = max(1, self.bytes_per_sample * self.batch_size)
+        graph = self.bytes_per_sample * self.batch_size
         self._room = int(min(KEPT, KEPT_SHARE * self._free()) / graph)
-        self._vmapped = True
+        self._together = max(1, min(TOGETHER, self._room))
+        self._vmapped = self._device.type != "cpu" or graph <= CACHE
 
     def split(self, vector: Any) -> dict[str, Tensor]:
         """A vector's parts in the shapes of the parameters, by their names."""
@@ -137,8 +140,8 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
     def _matmat(self, matrix: Array) -> Array:
         columns = matrix.shape[1]
         found = np.empty((self._size, columns), self.dtype)
-        for i in range(0, columns, TOGETHER):
-            found[:, i : i + TOGETHER] = self._times(matrix[:, i : i + TOGETHER].T).T
+        for i in range(0, columns, self._together):
+            found[:, i : i + self._together] = self._times(matrix[:, i : i + self._together].T).T
         return found
 
     def _adjoint(self) -> "NetworkOperator":
@@ -146,30 +149,35 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
 
     def _times(self, rows: Array) -> Array:
         """Products with several vectors, each a row."""
-        with self._apart():
+        with _plain(self._device):
             flat = torch.tensor(np.ascontiguousarray(rows, self.dtype), device=self._device)
-            together = len(flat) > 1
-            vectors = list(self._parts(flat if together else flat[0]))
+            vectors = list(self._parts(flat))
             total = torch.zeros_like(flat)
             for i, (_, y) in enumerate(self._batches):
-                product = self._product(i)
-                found = self._several(product, vectors) if together else product(vectors, False)
-                total += _flat(found, together) * (_count(y) / self.samples)
+                share = _count(y) / self.samples
+                for place, found in self._each(self._product(i), vectors):
+                    total[place] += found if share == 1 else found * share
         return np.asarray(total.cpu().numpy())
 
-    def _several(self, product: Product, vectors: list[Tensor]) -> list[Tensor]:
-        if self._vmapped:
+    def _each(
+        self, product: Product, vectors: list[Tensor]
+    ) -> Iterator[tuple[slice | int, Tensor]]:
+        """Products with several vectors, and which: at once where that is faster."""
+        count = len(vectors[0])
+        if self._vmapped and count > 1:
             try:
-                return product(vectors, True)
+                yield slice(None), _flat(product(vectors, True), True)
+                return
             except RuntimeError:  # an operation of a person's own that cannot be vmapped
                 self._vmapped = False
-        one_by_one = [product(list(one), False) for one in zip(*vectors, strict=True)]
-        return [torch.stack(each) for each in zip(*one_by_one, strict=True)]
+        for i in range(count):
+            yield i, _flat(product([t[i] for t in vectors], False))
 
     def _product(self, i: int) -> Product:
         if i in self._kept:
             return self._kept[i]
-        product = self._recorded(*self._ready(self._batches[i]))
+        with self._apart():
+            product = self._recorded(*self._ready(self._batches[i]))
         if len(self._kept) < self._room:
             self._kept[i] = product
         return product
@@ -308,19 +316,38 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """Work whatever mode the caller's code is in."""
+        """Record what can be differentiated twice."""
         with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(self._device.type, enabled=False),
-            torch.backends.cudnn.flags(
-                enabled=self._device.type == "cpu"
-            ),  # whose recurrent layers lack it
-            sdpa_kernel(SDPBackend.MATH),  # the others cannot be differentiated twice
-            warnings.catch_warnings(),
+            _plain(self._device),
+            # What else there is for recurrent layers and attention is not differentiated twice.
+            torch.backends.cudnn.flags(enabled=self._device.type == "cpu"),
+            sdpa_kernel(SDPBackend.MATH),
         ):
-            warnings.filterwarnings("ignore", "There is a performance drop")
             yield
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """Work whatever mode the caller's code is in."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def random_states() -> Iterator[None]:
+    """Leave those of torch, NumPy and Python as they are, whatever data and models draw."""
+    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count() if used else 0)):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def hessian(
@@ -556,8 +583,7 @@ def _batches(data: Any) -> list[tuple[Any, Any]]:
             f"must be (x, y), a Split, a Dataset, a DataLoader or batches (x, y), got "
             f"{type(data).__name__}",
         )
-    with _random_states():
-        found = [_pair(batch) for batch in data]
+    found = [_pair(batch) for batch in data]
     if not found:
         raise LandscapeError("data", "has no batch")
     return found
@@ -578,15 +604,3 @@ def _pair(batch: Any) -> tuple[Any, Any]:
             f"{' and '.join(str(len(t)) for t in leaves)}",
         )
     return batch[0], batch[1]
-
-
-@contextmanager
-def _random_states() -> Iterator[None]:
-    """Leave those alone that a person's iterable may draw from."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002

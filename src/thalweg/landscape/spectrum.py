@@ -1,13 +1,14 @@
 """Eigenvalues, trace and spectral density of a symmetric operator, by its products alone."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, aslinearoperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, aslinearoperator, eigsh, lobpcg
 
 from thalweg.landscape.arguments import LandscapeError, positive, whole
 from thalweg.landscape.operators import NetworkOperator
@@ -21,9 +22,8 @@ __all__ = ["Density", "Eigenvalues", "Trace", "eigenvalues", "spectral_density",
 Array: TypeAlias = NDArray[np.floating[Any]]
 
 WHICH = {"LA": "LA", "SA": "SA", "LM": "LM", "both ends": "BE"}
-# Vectors that ARPACK keeps, at least; the lower end of a loss's spectrum is crowded.
-BASIS = {"LA": 20, "SA": 60, "LM": 20, "both ends": 60}
-RESTARTS = 300  # of ARPACK, after which it will hardly get there
+RESTARTS = 40  # of ARPACK, after which an end is too crowded for it
+SPARE, ITERATIONS = 6, 200  # of LOBPCG: vectors besides those asked for, and steps
 POWERS = 4
 TOGETHER = 8  # probes
 EPSILON = float(np.finfo(np.float64).eps)
@@ -85,13 +85,29 @@ class Density:
     moments: pd.DataFrame
     products: int
 
-    def share_below(self, value: float) -> tuple[float, float]:
-        """Share of the eigenvalues below a value, with its standard error.
+    def share_below(self, value: float) -> tuple[float, float, float]:
+        """Share of the eigenvalues below a value, and bounds.
 
-        Exact up to that error only where the value is in a gap that the nodes resolve.
+        A quadrature with few nodes leaves open how its weight lies between them: of each probe the
+        share is between the weights of all nodes but the last below the value, and those up to the
+        first above it (the inequalities of Chebyshev, Markov and Stieltjes). The estimate goes
+        straight from node to node; the bounds are means over probes, two standard errors further.
+
+        Returns:
+            Share, lower and upper bound, 0 to 1.
         """
-        found, error = _over_probes((self.weights * (self.nodes < value)).sum(1))
-        return float(found), float(error)
+        found = np.empty((len(self.nodes), 3))
+        for i, (nodes, weights) in enumerate(zip(self.nodes, self.weights, strict=True)):
+            total = np.concatenate([[0.0], np.cumsum(weights)])
+            below = int(np.searchsorted(nodes, value))
+            middle = np.interp(value, nodes, total[1:] - weights / 2, left=0.0, right=1.0)
+            found[i] = middle, total[max(below - 1, 0)], total[min(below + 1, len(nodes))]
+        (share, low, high), errors = _over_probes(found)
+        return (
+            float(share),
+            max(0.0, float(low - 2 * errors[1])),
+            min(1.0, float(high + 2 * errors[2])),
+        )
 
     def figure(self, eigenvalues: "Eigenvalues | None" = None) -> "go.Figure":
         """Density on a logarithmic scale, with eigenvalues marked."""
@@ -107,8 +123,10 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
 
     From a start vector of its own seed. Of an operator so small that ARPACK's basis would be all of
     the space all eigenvalues are computed. Residuals come down to about 1e-9 of the largest
-    eigenvalue, in float32 to the products' own rounding, 1e-6; an eigenvalue's error is the
-    residual's square over the distance to the next, and at most the residual.
+    eigenvalue, in float32 to the products' own rounding, 1e-6; an eigenvalue's error is at most the
+    residual, and no more than its square over the distance to the next. At an end so crowded that
+    ARPACK gives up, that of a Gauss-Newton matrix at zero say, SciPy's LOBPCG goes on, whose
+    residuals may be 1e-4 of the largest eigenvalue.
 
     Args:
         op: symmetric, ``(n, n)``: of a network, any other ``LinearOperator``, or a matrix.
@@ -119,7 +137,7 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
 
     Raises:
         LandscapeError: for an argument that cannot be used; if memory for the basis is missing,
-            with what fits; or if ARPACK does not get there.
+            with what fits; or if nothing gets there.
     """
     k, counted = whole("k", k), _Counted(op)
     n = counted.shape[0]
@@ -127,7 +145,7 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
         raise LandscapeError("which", f"must be one of {', '.join(WHICH)}, got {which!r}")
     if k > n:
         raise LandscapeError("k", f"the operator has {n} eigenvalues, and {k} were asked for")
-    basis = max(2 * k + 1, BASIS[which])
+    basis = _basis(k, which)
     # ARPACK's basis, the vectors that come of it, and their products.
     _refuse("k", k, n, min(basis, n) + 2 * k)
     if basis >= n:
@@ -137,13 +155,18 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
         values, vectors = values[chosen], vectors[:, chosen]
         image = matrix @ vectors
     else:
-        vectors = _arpack(counted, k, which, basis, seed)
+        vectors = _extreme(counted, k, which, seed)
         image = counted @ vectors
         values = np.einsum("ij,ij->j", vectors, image)
         order = np.argsort(values)
         values, vectors, image = values[order], vectors[:, order], image[:, order]
     residuals = np.linalg.norm(image - vectors * values, axis=0)
     return Eigenvalues(values, vectors, residuals, counted.products)
+
+
+def _basis(k: int, which: str) -> int:
+    """Vectors that ARPACK keeps; the lower end of a loss's spectrum is crowded."""
+    return max(2 * k + 1, 60 if which in ("SA", "both ends") else 20)
 
 
 def _chosen(values: Array, k: int, which: str) -> NDArray[np.intp]:
@@ -155,7 +178,7 @@ def _chosen(values: Array, k: int, which: str) -> NDArray[np.intp]:
     return np.concatenate([np.arange(low), np.arange(n - k + low, n)])
 
 
-def _arpack(op: "_Counted", k: int, which: str, basis: int, seed: int) -> Array:
+def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
     """Eigenvectors, in any order."""
     n = op.shape[0]
     draw = np.random.default_rng(seed)
@@ -163,26 +186,57 @@ def _arpack(op: "_Counted", k: int, which: str, basis: int, seed: int) -> Array:
     image = _finite(op @ start)
     if not image.any():  # with probability 1 it is zero everywhere
         return np.asarray(np.linalg.qr(draw.standard_normal((n, k)))[0])
-    shift = 0.0
-    if which in ("SA", "both ends"):
-        # ARPACK's tolerance is relative to each eigenvalue, of which there may be none but tiny
-        # ones at the lower end; away from zero it is relative to the largest, about.
-        for _ in range(POWERS):
-            before, image = image, op @ image
-        shift = 3 * float(np.linalg.norm(image) / np.linalg.norm(before))
-    sign = -1 if which == "SA" else 1
-    moved = LinearOperator(op.shape, lambda v: op @ v + sign * shift * v, dtype=np.float64)
-    try:
-        _, vectors = eigsh(
-            moved, k, which=WHICH[which], v0=start, ncv=basis, tol=op.tolerance, maxiter=RESTARTS
-        )
-    except ArpackNoConvergence as error:
+    for _ in range(POWERS):
+        before, image = image, op @ image
+    size = float(np.linalg.norm(image) / np.linalg.norm(before))
+    found = _arpack(op, k, which, start, size)
+    if found is not None:
+        return found
+    if which == "LM":
         raise LandscapeError(
             "k",
-            f"{len(error.eigenvalues)} of {k} eigenvalues were found in {op.products} products, "
-            f"after which ARPACK gave up; ask for fewer, or of an operator in float64",
-        ) from None
-    return np.asarray(vectors)
+            f"{k} eigenvalues were not found in {op.products} products; ask for fewer, or for one "
+            f"end",
+        )
+    parts = [(k // 2, "SA"), (k - k // 2, "LA")] if which == "both ends" else [(k, which)]
+    ends = [
+        _arpack(op, count, end, start, size) if end == "LA" != which else None
+        for count, end in parts
+    ]
+    return np.hstack(
+        [
+            _lobpcg(op, count, end, draw, size) if found is None else found
+            for found, (count, end) in zip(ends, parts, strict=True)
+            if count
+        ]
+    )
+
+
+def _arpack(op: "_Counted", k: int, which: str, start: Array, size: float) -> Array | None:
+    """Eigenvectors, or nothing where ARPACK gives up; ``size`` is about the largest eigenvalue."""
+    # ARPACK's tolerance is relative to each eigenvalue, of which there may be none but tiny ones
+    # at the lower end; away from zero it is relative to the largest.
+    shift = {"SA": -3, "both ends": 3}.get(which, 0) * size
+    moved = LinearOperator(op.shape, lambda v: op @ v + shift * v, dtype=np.float64)
+    basis = _basis(k, which)
+    try:
+        found = eigsh(
+            moved, k, which=WHICH[which], v0=start, ncv=basis, tol=op.tolerance, maxiter=RESTARTS
+        )
+    except ArpackNoConvergence:
+        return None
+    return np.asarray(found[1])
+
+
+def _lobpcg(op: "_Counted", k: int, which: str, draw: np.random.Generator, size: float) -> Array:
+    """Eigenvectors at a crowded end, which a block comes close to where ARPACK gives up."""
+    start = draw.standard_normal((op.shape[0], min(k + SPARE, op.shape[0] // 5)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its residuals say how close it came
+        _, vectors = lobpcg(
+            op, start, largest=which == "LA", tol=op.tolerance * size, maxiter=ITERATIONS
+        )
+    return np.asarray(vectors[:, :k])
 
 
 def trace(op: Any, *, products: int = 90, seed: int = 0) -> Trace:
@@ -286,11 +340,14 @@ def _quadrature(op: "_Counted", starts: Array, steps: int) -> tuple[Array, Array
             if j:
                 image -= lengths[i] * basis[i, j - 1]
             seen = basis[i, : j + 1]
+            long = np.linalg.norm(image)
             image -= (seen @ image.astype(op.kind)) @ seen
+            if np.linalg.norm(image) < long / 2:  # twice is enough
+                image -= (seen @ image.astype(op.kind)) @ seen
             # Where nothing but rounding is left, the probe has seen all that it reaches: what
             # follows are zeros, of no weight.
             length = np.linalg.norm(image)
-            least = math.sqrt(n) * EPSILON * np.abs(matrix[i]).max()
+            least = 10 * math.sqrt(n) * EPSILON * np.abs(matrix[i]).max()
             lengths[i] = length if length > least else 0.0
             vectors[i] = image / length if length > least else 0.0
             matrix[i, j, j + 1] = matrix[i, j + 1, j] = lengths[i]
@@ -335,6 +392,7 @@ class _Counted(LinearOperator):  # type: ignore[misc]
         super().__init__(np.float64, (rows, columns))
         if not isinstance(op, NetworkOperator):
             self._refuse_asymmetric()
+            self.products = 0
 
     def _matvec(self, vector: Array) -> Array:
         self.products += 1
