@@ -136,8 +136,8 @@ class NegativeShare:
         lr: its learning rate.
         parameters: how many the network has, and so eigenvalues.
         table: a row a moment: ``moment`` (start, middle, end), ``step, epoch, train_loss,
-            negative, zero, positive`` (shares of all eigenvalues), ``error`` (standard error of
-            the share of negative ones; 0 where all were found), ``tolerance`` (an eigenvalue up to
+            negative, zero, positive`` (shares of all eigenvalues), ``low, high`` (bounds of the
+            share of negative ones; itself where all were found), ``tolerance`` (an eigenvalue up to
             this, in absolute value, counts as zero), ``negative_size`` (the negative ones' share of
             the sum of all absolute values), ``lowest, highest``.
         eigenvalues: ``moment`` (0, 1, 2), ``eigenvalue, weight`` (its share of all); where not all
@@ -208,22 +208,26 @@ def negative_share(
             matrix = operator @ np.eye(operator.shape[0])
             values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
             weights = np.full(len(values), 1 / len(values))
-            zero, error = tolerance * float(np.abs(values).max()), 0.0
+            zero = tolerance * float(np.abs(values).max())
+            negative, above = float((values < -zero).mean()), float((values > zero).mean())
+            low = high = negative
         else:
             density = spectral_density(operator, seed=seed)
             values, weights = density.nodes.ravel(), density.weights.ravel() / len(density.nodes)
             zero = max(tolerance * float(np.abs(values).max()), _resolved(density.nodes))
-            error = density.share_below(-zero)[1]
+            negative, low, high = density.share_below(-zero)
+            above = 1 - density.share_below(zero)[0]
         sizes = weights * np.abs(values)
         rows.append(
             {
                 "moment": name,
                 "step": int(path.curve["step"][moment]),
                 **path.curve.loc[moment, ["epoch", "train_loss"]],
-                "negative": float(weights[values < -zero].sum()),
-                "zero": float(weights[np.abs(values) <= zero].sum()),
-                "positive": float(weights[values > zero].sum()),
-                "error": error,
+                "negative": negative,
+                "zero": 1 - negative - above,
+                "positive": above,
+                "low": low,
+                "high": high,
                 "tolerance": zero,
                 "negative_size": float(sizes[values < -zero].sum() / max(sizes.sum(), 1e-300)),
                 "lowest": float(values.min()),
