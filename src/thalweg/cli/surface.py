@@ -151,7 +151,7 @@ def surface(
             _refuse_others(given, FUNCTION, f"is for a function, and {function!r} is a task")
             from thalweg.cli.network import network_surface
 
-            more = {"optimizers": chosen, "epochs": epochs, "batch_size": batch_size}
+            more: dict[str, Any] = {"optimizers": chosen, "epochs": epochs, "batch_size": batch_size}
             network_surface(
                 data.task(function),
                 lr=None if lr is None else _number("--lr", lr),
