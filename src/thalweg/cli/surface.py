@@ -151,14 +151,15 @@ def surface(
             _refuse_others(given, FUNCTION, f"is for a function, and {function!r} is a task")
             from thalweg.cli.network import network_surface
 
-            more: dict[str, Any] = {"optimizers": chosen, "epochs": epochs, "batch_size": batch_size}
+            asked = {"optimizers": chosen, "epochs": epochs, "batch_size": batch_size}
+            more: dict[str, Any] = {n: v for n, v in asked.items() if v is not None}
             network_surface(
                 data.task(function),
                 lr=None if lr is None else _number("--lr", lr),
                 seed=seed,
                 out=out,
                 json=json,
-                **{name: value for name, value in more.items() if value is not None},
+                **more,
             )
             return
         _refuse_others(given, TASK, f"is for a task, and {function!r} is a function")
