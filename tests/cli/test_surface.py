@@ -33,8 +33,8 @@ def test_the_canyon_as_json_with_its_theory(here, run):
     assert [(p["optimizer"], p["start"]) for p in found["paths"]] == [
         ("SGD", 0),
         ("SGD", 1),
-        ("Momentum, momentum=0.5", 0),
-        ("Momentum, momentum=0.5", 1),
+        ("Momentum (momentum=0.5)", 0),
+        ("Momentum (momentum=0.5)", 1),
     ]
     assert {p["kind"] for p in found["paths"]} == {"minimum"}
     # 2 / L and 2 (1 + mu) / L with L = 4
@@ -144,6 +144,7 @@ def test_the_page_in_a_browser(chromium, here, run):
     page.wait_for_selector(".slider-label", state="attached")
     assert page.locator(".slider-label").first.text_content() == "step 30"
     page.evaluate("Plotly.animate('part0', ['3'], {mode: 'immediate', frame: {duration: 0}})")
-    page.wait_for_function("document.getElementById('part0').data[2].x.length == 4")
+    path = "document.getElementById('part0')._fullData.find(trace => trace.name == 'SGD')"
+    page.wait_for_function(f"{path}.x.length == 4")
     assert not wrong
     page.close()

@@ -92,7 +92,7 @@ def test_a_schedule_scales_the_rate():
 
 def test_noise_is_of_its_seed_and_the_same_for_all():
     one = descend("canyon", ["sgd", "momentum:momentum=0"], lr=0.1, noise=0.5, steps=200)
-    np.testing.assert_array_equal(track(one, "SGD"), track(one, "Momentum, momentum=0.0"))
+    np.testing.assert_array_equal(track(one, "SGD"), track(one, "Momentum (momentum=0)"))
     again = descend("canyon", ["sgd"], lr=0.1, noise=0.5, steps=200)
     other = descend("canyon", ["sgd"], lr=0.1, noise=0.5, steps=200, seed=1)
     np.testing.assert_array_equal(track(one, "SGD"), track(again, "SGD"))
@@ -138,7 +138,7 @@ def test_a_rate_that_is_given_is_kept():
     descent = descend("canyon", ["sgd:lr=0.1", "adam", "momentum"], lr={"adam": 0.2}, steps=50)
     assert descent.table["lr"].tolist()[:2] == [0.1, 0.2]
     assert descent.tuned == ("Momentum",)
-    assert descent.table["optimizer"].tolist()[0] == "SGD, lr=0.1"
+    assert descent.table["optimizer"].tolist()[0] == "SGD (lr=0.1)"
 
 
 # What a person finds in textbooks: 2 / L; Polyak's 2 (1 + mu) / L.

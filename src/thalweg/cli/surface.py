@@ -43,11 +43,12 @@ PLURALS = {
     "saddle": "saddle points",
     "flat": "flat points",
 }
+STAYS = ("tolerance", "steps")
 ENDS = {
     "steps": "still moving",
     "diverged": "diverged",
-    "undefined": "left where it is defined",
-    "unbounded": "falls without bound",
+    "undefined": "undefined there",
+    "unbounded": "unbounded",
 }
 
 
@@ -150,14 +151,15 @@ def surface(
             _refuse_others(given, FUNCTION, f"is for a function, and {function!r} is a task")
             from thalweg.cli.network import network_surface
 
-            more = {"optimizers": chosen, "epochs": epochs, "batch_size": batch_size}
+            asked = {"optimizers": chosen, "epochs": epochs, "batch_size": batch_size}
+            more: dict[str, Any] = {n: v for n, v in asked.items() if v is not None}
             network_surface(
                 data.task(function),
                 lr=None if lr is None else _number("--lr", lr),
                 seed=seed,
                 out=out,
                 json=json,
-                **{name: value for name, value in more.items() if value is not None},
+                **more,
             )
             return
         _refuse_others(given, TASK, f"is for a task, and {function!r} is a function")
@@ -308,7 +310,7 @@ def _found(points: "Points", box: "Box") -> str:
     for lowest in points.of("minimum")[:1]:
         which = "the lowest" if counts["minimum"] > 1 else "the"
         words += f"; {which} minimum is {_shown(lowest.value)} at {_at(lowest.x, box)}"
-    return f"{words}; {points.note}" if points.note else words
+    return f"{points.note}; listed: {words}" if points.note else words
 
 
 def _first(descent: "Descent") -> str:
@@ -341,8 +343,8 @@ def _rows(descent: "Descent") -> list[list[str]]:
             _shown(row.lr),
             _at(descent.starts[row.start], box),
             f"{row.steps:,}",
-            _at((row.x, row.y), box),
-            _shown(row.value),
+            _at((row.x, row.y), box) if row.outcome in STAYS else "–",
+            _shown(row.value) if row.outcome in STAYS else "–",
             ENDS.get(row.outcome, row.kind),
             _shown(row.gradient_start),
             _shown(row.gradient_norm),
@@ -413,6 +415,13 @@ def _tuning(descent: "Descent") -> str:
     )
 
 
+def _said_of_ends(descent: "Descent") -> str:
+    said = [sentence(_tuning(descent))] if descent.tuned else []
+    if (descent.table["outcome"] == "unbounded").any():
+        said.append("Unbounded: the function falls on and on where the path went.")
+    return " ".join(said)
+
+
 def _write(out: Path, descent: "Descent", rates: "pd.DataFrame") -> None:
     from thalweg.figures.functions import descent_on_line, descent_on_plane, progress
     from thalweg.figures.html import page, table
@@ -432,8 +441,7 @@ def _write(out: Path, descent: "Descent", rates: "pd.DataFrame") -> None:
         (
             "Where the paths end",
             f"A path ends where the squared norm of the gradient is at most "
-            f"{descent.tolerance:g}, or after {descent.steps:,} steps. "
-            f"{sentence(_tuning(descent)) if descent.tuned else ''}",
+            f"{descent.tolerance:g}, or after {descent.steps:,} steps. {_said_of_ends(descent)}",
             table(HEADS, _rows(descent)),
         ),
         ("How the gradient vanishes", "", progress(descent.paths, descent.tolerance, colors)),

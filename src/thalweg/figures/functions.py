@@ -199,15 +199,16 @@ def _points(figure: go.Figure, points: pd.DataFrame, upright: str, **place: int)
                 "line": {"color": color if "open" in symbol else "white", "width": 1},
             },
             name=str(kind),
-            customdata=[_where(point) for point in mine.itertuples()],
-            hovertemplate=f"{kind}<br>%{{customdata}}<extra></extra>",
+            customdata=mine["value"],
+            hovertemplate=f"{kind}<br>x %{{x:.5g}}{', y %{y:.5g}' if upright == 'y' else ''}"
+            "<br>%{customdata:.5g}<extra></extra>",
             **place,
         )
     for point in points.itertuples() if labels else ():
         figure.add_annotation(
             x=point.x,
             y=getattr(point, upright),
-            text=f"{point.kind}<br>{_where(point)}",
+            text=f"{point.kind}<br>{_where(point, upright)}",
             ax=0,
             ay=-38 if point.kind == "maximum" else 42,
             arrowhead=0,
@@ -219,10 +220,10 @@ def _points(figure: go.Figure, points: pd.DataFrame, upright: str, **place: int)
         )
 
 
-def _where(point: Any) -> str:
-    at = number(_clean(point.x))
-    at = f"x = {at}" if math.isnan(point.y) else f"({at}, {number(_clean(point.y))})"
-    return f"{at}, value {number(_clean(point.value))}"
+def _where(point: Any, upright: str) -> str:
+    """What its axes do not tell."""
+    value = number(_clean(point.value))
+    return value if upright == "y" else f"x = {number(_clean(point.x))}, value {value}"
 
 
 def _clean(value: float) -> float:

@@ -216,10 +216,9 @@ def _read(text: str) -> Mover:
         entry.rule.check(given)
     except HyperparameterError as error:
         raise LandscapeError("optimizers", f"{text!r}: {error}") from None
+    said = ", ".join(word.strip() for word in assignments)
+    label = f"{entry.label} ({said})" if said else entry.label
     lr = given.pop("lr", None)
-    label = ", ".join([entry.label, *(f"{k}={v}" for k, v in given.items())])
-    if lr is not None:
-        label += f", lr={lr:g}"
     return Mover(text, label, entry.rule, given, None if lr is None else float(lr), entry.color)
 
 
