@@ -78,6 +78,30 @@ def _suggestions() -> str:
     return suggestions()
 
 
+def _functions() -> list[Row]:
+    from benchmarks.functions import functions
+
+    return functions()
+
+
+def _curvature() -> list[Row]:
+    from benchmarks.curvature import curvature
+
+    return curvature()
+
+
+def _landscape() -> list[Row]:
+    from benchmarks.landscape import landscape
+
+    return landscape()
+
+
+def _flow() -> list[Row]:
+    from benchmarks.flow import flow
+
+    return flow()
+
+
 def _gpu() -> list[Row]:
     from benchmarks.gpu import gpu
 
@@ -95,6 +119,10 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row] | str]]] = {
     "levels": ("A column of 10,000 categories, looked up", "sparse", "dense one-hot", _levels),
     "tune": ("Learning rate and batch size: what asking costs", "ours", "without", _tune),
     "suggestions": ("Suggested learning rates, trained with", "", "", _suggestions),
+    "functions": ("Optimizers on a function: all paths together", "ours", "torch", _functions),
+    "curvature": ("Products with a network's Hessian", "thalweg", "theirs", _curvature),
+    "landscape": ("The loss around a network, together or by points", "ours", "loop", _landscape),
+    "flow": ("Watching gradient flow: a training step", "watched", "bare", _flow),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),

@@ -174,7 +174,7 @@ def at_a_saddle() -> Task:
 
 
 def noisy_labels() -> Task:
-    """Few samples, three in ten with another class's label: a large network learns them by heart."""
+    """Few samples, three in ten mislabelled: a large network learns them by heart."""
     task = load("digits")
     x, y = task.train[:200]
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
 from thalweg.cli.schedules import schedules
 from thalweg.cli.study import study
+from thalweg.cli.surface import surface
 
 __all__ = ["app", "main"]
 
@@ -32,6 +33,8 @@ app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)
 app.command("schedules")(schedules)
+# An expression may begin with a minus.
+app.command("surface", context_settings={"ignore_unknown_options": True})(surface)
 
 
 def _version(asked: bool | None) -> None:

@@ -1,4 +1,4 @@
-"""``thalweg surface TASK``: the loss found a trained network."""
+"""``thalweg surface TASK``: the loss around a trained network."""
 
 import json as jsons
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def network_surface(
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Train a task by each optimizer, and show the loss found where it went.
+    """Train a task by each optimizer, and show the loss around where it went.
 
     Args:
         task: what is trained.
@@ -96,7 +96,7 @@ def network_surface(
 
 def _rows(found: Sequence[_Solution]) -> tuple[list[str], list[list[str]]]:
     """The table in words: heads and rows."""
-    from thalweg.figures import number
+    from thalweg.numbers import number
 
     metric = found[0].along.metric
     heads = [
@@ -123,8 +123,8 @@ def _rows(found: Sequence[_Solution]) -> tuple[list[str], list[list[str]]]:
 
 def _between(found: Sequence[_Solution], line: "Surface | None") -> str:
     """What lies between the two solutions, in a sentence."""
-    from thalweg.figures import number
     from thalweg.landscape.surface import barrier
+    from thalweg.numbers import number
 
     if line is None:
         path = found[0].path

@@ -277,7 +277,7 @@ def _print_list() -> None:
 
 
 def _shown(value: float, form: Callable[[float], str] | None = None) -> str:
-    from thalweg.figures import number
+    from thalweg.numbers import number
 
     if not math.isfinite(value):
         return "–"

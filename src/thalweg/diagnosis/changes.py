@@ -35,11 +35,11 @@ __all__ = [
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = frozenset(layer.__name__ for layer in LAYERS)
 # What a layer's outputs go through decides how large its weights should be at the start.
-GAINS = {
-    **dict.fromkeys(("Tanh", "Softsign", "Hardtanh"), "tanh"),
+GAINS: Mapping[str, float] = {
+    **dict.fromkeys(("Tanh", "Softsign", "Hardtanh"), nn.init.calculate_gain("tanh")),
     **dict.fromkeys(
         ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "GELU", "SiLU", "Mish"),
-        "relu",
+        nn.init.calculate_gain("relu"),
     ),
 }
 
@@ -152,7 +152,7 @@ def _gains(layers: pd.DataFrame) -> dict[str, float]:
         if kind in WEIGHTED:
             waiting = name
         elif kind in GAINS and waiting:
-            found[waiting] = nn.init.calculate_gain(GAINS[kind])
+            found[waiting] = GAINS[kind]
             waiting = ""
     return found
 
@@ -167,9 +167,11 @@ def normalised(task: Task) -> Task:
     def change(module: nn.Module) -> nn.Module:
         layers = [name for name, part in module.named_modules() if isinstance(part, LAYERS)]
         for name in layers[:-1]:
-            layer = module.get_submodule(name)
-            width = layer.weight.shape[0]
-            norm = nn.LayerNorm(width) if isinstance(layer, nn.Linear) else nn.GroupNorm(1, width)
+            layer: Any = module.get_submodule(name)
+            width = len(layer.weight)
+            norm: nn.Module = (
+                nn.LayerNorm(width) if isinstance(layer, nn.Linear) else nn.GroupNorm(1, width)
+            )
             _put(module, name, _Normalised(layer, norm))
         return module
 
@@ -231,7 +233,7 @@ def classified(task: Task, classes: int) -> Task:
 
     def change(module: nn.Module) -> nn.Module:
         names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-        last = module.get_submodule(names[-1])
+        last: Any = module.get_submodule(names[-1])
         wide = nn.Linear(last.in_features, classes, bias=last.bias is not None)
         if len(names) == 1 and not names[0]:
             return wide
@@ -267,7 +269,7 @@ def moved(task: Task, direction: Mapping[str, Tensor], length: float) -> Task:
         with torch.no_grad():
             for name, p in module.named_parameters():
                 if name in direction:
-                    p += length * direction[name].to(p)
+                    p.add_(direction[name].to(p), alpha=length)
         return module
 
     return with_model(task, "moved", change)

@@ -119,7 +119,8 @@ class Outcome:
         """Values of a column, ``(seeds, epochs)``, NaN where there are none."""
         table = self.curves.pivot_table(index="seed", columns="epoch", values=column)
         epochs = range(1, self.epochs + 1)
-        return table.reindex(index=list(self.diverged_at), columns=epochs).to_numpy(dtype=float)
+        whole = table.reindex(index=list(self.diverged_at), columns=epochs)
+        return np.asarray(whole, dtype=np.float64)
 
     def end(self, column: str, broken: float) -> Array:
         """Mean of the last epochs, ``(seeds,)``; ``broken`` for runs that diverged."""

@@ -7,7 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import finish, number
+from thalweg.figures.style import finish
+from thalweg.numbers import number
 
 __all__ = ["eigenvalue_signs", "escape_share", "positive_share"]
 

@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import finish, number, shade
+from thalweg.figures.style import finish, shade
+from thalweg.numbers import number
 
 __all__ = ["activations", "curve", "gradients", "shares"]
 

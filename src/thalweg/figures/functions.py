@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import DASHES, SYMBOLS, finish, number
+from thalweg.figures.style import DASHES, SYMBOLS, finish
+from thalweg.numbers import number
 
 __all__ = ["descent_on_line", "descent_on_plane", "progress", "twins"]
 

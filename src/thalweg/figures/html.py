@@ -31,6 +31,7 @@ def embed(figure: go.Figure, name: str) -> Markup:
         figure.to_html(
             full_html=False,
             include_plotlyjs=False,
+            auto_play=False,
             config=_CONFIG,
             default_width="100%",
             div_id=name,

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from thalweg.figures.style import finish, number
+from thalweg.figures.style import finish
+from thalweg.numbers import number
 
 __all__ = ["interpolation", "loss_contour", "loss_surface"]
 

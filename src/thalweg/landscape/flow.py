@@ -31,6 +31,8 @@ from thalweg.landscape.arguments import LandscapeError, positive, whole
 from thalweg.landscape.sizes import QUANTILES, SAMPLE, VALUES, Seen, dead, digest, measure
 from thalweg.optim.registry import OPTIMIZERS, key
 from thalweg.tasks import Task
+from thalweg.tasks.states import random_states
+from thalweg.tasks.trial import called
 
 __all__ = ["INPUT", "Flow", "NonFinite", "WatchedTraining", "trained_under_watch", "watch"]
 
@@ -501,8 +503,7 @@ def trained_under_watch(
         )
     steps = whole("steps", steps)
     data = task.train.to(device)
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=gpus), torch.enable_grad():
+    with random_states(), torch.enable_grad():
         torch.manual_seed(seed)
         model = task.model().train().to(device)
         if weights is not None:
@@ -517,7 +518,7 @@ def trained_under_watch(
 
                 def closure(x: Any = x, y: Any = y, first: list[Tensor] = first) -> Tensor:
                     stepper.zero_grad()
-                    loss = task.loss.of(_called(model, x), y)
+                    loss = task.loss.of(called(model, x), y)
                     loss.backward()  # type: ignore[no-untyped-call]
                     first.append(loss.detach())
                     return loss
@@ -535,12 +536,6 @@ def _order(samples: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
         if i * size % kept == 0:
             order = torch.randperm(samples, generator=generator)[:kept]
         yield order[i * size % kept :][:size]
-
-
-def _called(model: nn.Module, x: Any) -> Any:
-    if isinstance(x, dict):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
 
 
 def _in_backward() -> bool:

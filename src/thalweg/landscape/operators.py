@@ -7,7 +7,6 @@ will do, and where memory allows the graphs stay, so that a product costs little
 gradient.
 """
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -31,6 +30,7 @@ from thalweg.tasks.blame import first_line
 from thalweg.tasks.losses import as_loss
 from thalweg.tasks.memory import SHARE, available_memory, shown
 from thalweg.tasks.samples import of_dataset, of_loader
+from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import called
 
 __all__ = ["NetworkOperator", "empirical_fisher", "gauss_newton", "hessian"]
@@ -335,19 +335,6 @@ def _plain(device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
     ):
         yield
-
-
-@contextmanager
-def random_states() -> Iterator[None]:
-    """Leave those of torch, NumPy and Python as they are, whatever data and models draw."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count() if used else 0)):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def hessian(

@@ -14,12 +14,12 @@ from thalweg.figures import (
     effect,
     learning_curves,
     metric_against_lr,
-    number,
     rates,
     time_to_target,
 )
 from thalweg.figures.html import embed
 from thalweg.files import whole
+from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.report.words import (
     columns,

@@ -156,11 +156,11 @@ def _described(given: Any) -> str:
     return ", ".join(map(str, kinds(given))) or f"a {type(given).__name__}"
 
 
-def called(module: nn.Module, x: Batch) -> Any:
+def called(module: nn.Module, x: Batch | list[Any]) -> Any:
     """The outputs of a module for one batch, which several inputs are taken from."""
     if isinstance(x, dict):
         return module(**x)
-    return module(*x) if isinstance(x, tuple) else module(x)
+    return module(*x) if isinstance(x, tuple | list) else module(x)
 
 
 def same_start(task: Task) -> bool:

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from thalweg.replicas import Factors
+from thalweg.tasks.states import random_states
+from thalweg.tasks.trial import called
 from thalweg.tune.arguments import TuneError
 from thalweg.tune.curve import Array, diverged
-from thalweg.tune.states import random_states
 
 __all__ = ["Borrowed"]
 
@@ -115,7 +116,7 @@ class Borrowed:
 
                 def closure(x: Any = x, y: Any = y, first: list[float] = first) -> Tensor:
                     optimizer.zero_grad()
-                    loss = self._loss(_called(model, x), y)
+                    loss = self._loss(called(model, x), y)
                     if not isinstance(loss, Tensor) or loss.numel() != 1:
                         raise TuneError(
                             "loss",
@@ -180,12 +181,6 @@ def _parameters(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
 
 def _broken(seen: Array) -> bool:
     return not np.isfinite(seen[0, -1])
-
-
-def _called(model: nn.Module, x: Any) -> Any:
-    if isinstance(x, dict):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple | list) else model(x)
 
 
 def _complete(copy: Optimizer, original: Optimizer, memo: dict[int, Any]) -> None:

@@ -22,9 +22,9 @@ from thalweg.optim.registry import OPTIMIZERS, Entry, key
 from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.blame import first_line, place, quoted
 from thalweg.tasks.memory import available_memory, shown
+from thalweg.tasks.states import gpus, random_states
 from thalweg.tasks.trial import called, first_batch
 from thalweg.tune.arguments import device_of, whole
-from thalweg.tune.states import gpus, random_states
 
 __all__ = ["Fit", "largest_batch"]
 

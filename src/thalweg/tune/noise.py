@@ -19,10 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.tasks import Task, load
+from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import first_batch
 from thalweg.tune.arguments import TuneError, device_of, named, positive, seeds_of, whole
 from thalweg.tune.curve import Array
-from thalweg.tune.states import random_states
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -16,12 +16,12 @@ from thalweg.studies.intervals import NEAR, margin
 from thalweg.studies.rates import RATE_COLUMNS, few_rates
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.losses import LOSSES
+from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import first_batch
 from thalweg.tune.arguments import Named, TuneError, device_of, named, seeds_of, whole
 from thalweg.tune.borrowed import Borrowed
 from thalweg.tune.curve import Array, Marks, diverged, marks, noise, smooth, turning
 from thalweg.tune.replicated import Setup, sweep, trials
-from thalweg.tune.states import random_states
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

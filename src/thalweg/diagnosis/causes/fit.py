@@ -1,5 +1,7 @@
 """Causes in what is made small, and how far."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy.special import stdtr
@@ -41,7 +43,7 @@ def wrong_loss(case: Case) -> Suspicion | None:
 
 def _of_numbers(case: Case, outputs: Tensor, y: Tensor) -> Suspicion | None:
     task, loss = case.setting.task, case.setting.task.loss
-    levels, counts = y.unique(return_counts=True)
+    levels, counts = torch.unique(y, return_counts=True)
     whole = bool((levels == levels.round()).all()) and bool((levels >= 0).all())
     alone = outputs.numel() == len(outputs)
     if whole and alone and 2 < len(levels) <= LEVELS and int(counts.min()) >= OFTEN:
@@ -110,9 +112,8 @@ def _of_classes(case: Case, outputs: Tensor, y: Tensor, classes: int) -> Suspici
     return _usual(case, "cross_entropy", "classes")
 
 
-def _value(of: object, outputs: Tensor, y: Tensor) -> Tensor:
-    found = of(outputs, y)  # type: ignore[operator]
-    return found.detach().float()
+def _value(of: Callable[..., Tensor], outputs: Tensor, y: Tensor) -> Tensor:
+    return of(outputs, y).detach().float()
 
 
 def _usual(case: Case, name: str, targets: str) -> Suspicion:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.changes import from_weights, initialised, moved, reset
 from thalweg.landscape.critical import CriticalPoint, classify_network
+from thalweg.landscape.symptoms import vanishing
 from thalweg.numbers import number
 from thalweg.replicas import at_start
 from thalweg.tasks import Split
@@ -66,6 +67,9 @@ def saddle(case: Case) -> Suspicion | None:
     before, after = train[0, -2 * third : -third].mean(), train[0, -third:].mean()
     if before - after > STILL * abs(before):
         return None
+    frame = case.flow.frame
+    if vanishing(frame[frame["step"] == 0]) is not None:
+        return None  # whose Hessian is nearly 0 everywhere, which says nothing and takes long
     task = case.setting.task
     _, (slope,) = at_start(task, case.seeds[:1])
     module = task.model()
@@ -83,13 +87,14 @@ def saddle(case: Case) -> Suspicion | None:
     leaves = setting.but(
         task=moved(stays.task, _by_name(module, point.escape), float(point.step or 0.0))
     )
+    length, drop = point.step or 0.0, -(point.lowered or 0.0)
     return Suspicion(
         "saddle",
         f"The training loss has come to rest at {number(after)}, with a gradient of norm "
         f"{number(point.gradient_norm)} ({number(float(slope))} at the start), and its Hessian has "
         f"{_at_least(point)} negative eigenvalues, the lowest "
-        f"{number(float(point.eigenvalues[0]))}: a saddle. A step of {number(point.step or 0.0)} along its direction lowers the loss by "
-        f"{number(-(point.lowered or 0.0))}.",
+        f"{number(float(point.eigenvalues[0]))}: a saddle. A step of {number(length)} along its "
+        f"direction lowers the loss by {number(drop)}.",
         (
             Trial(
                 "add a small random number to each weight, or take the step along the direction of "
