@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thalweg import optim, schedules
+    from thalweg import landscape, optim, schedules
+    from thalweg.diagnosis import Diagnosis, DiagnosisError, Finding, diagnose
+    from thalweg.landscape import LandscapeError
     from thalweg.schedules import ScheduleError
     from thalweg.studies import Check, StudyError, StudyResult, check, study
     from thalweg.tasks import Loss, Metric, Split, Task, TaskError
@@ -29,8 +31,12 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchSizes",
     "Check",
+    "Diagnosis",
+    "DiagnosisError",
+    "Finding",
     "Fit",
     "LRRange",
+    "LandscapeError",
     "Loss",
     "Metric",
     "NoiseScale",
@@ -45,7 +51,9 @@ __all__ = [
     "TuneError",
     "batch_sizes",
     "check",
+    "diagnose",
     "images",
+    "landscape",
     "largest_batch",
     "lr_range_test",
     "noise_scale",
@@ -73,6 +81,8 @@ _HOMES = {
         ),
         "thalweg.tune",
     ),
+    **dict.fromkeys(("Diagnosis", "DiagnosisError", "Finding", "diagnose"), "thalweg.diagnosis"),
+    "LandscapeError": "thalweg.landscape.arguments",
     "images": "thalweg.tasks.images",
     "ScheduleError": "thalweg.schedules",
 }
@@ -81,6 +91,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("optim", "schedules"):
+    if name in ("landscape", "optim", "schedules"):
         return import_module(f"thalweg.{name}")
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

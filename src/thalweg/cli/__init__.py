@@ -10,6 +10,7 @@ import typer
 from thalweg import __version__
 from thalweg.cli.batch import batch
 from thalweg.cli.check import check
+from thalweg.cli.diagnose import diagnose
 from thalweg.cli.lr import lr
 from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command("study")(study)
 app.command("lr")(lr)
 app.command("batch")(batch)
+app.command("diagnose")(diagnose)
 app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)

@@ -256,7 +256,7 @@ def from_weights(task: Task, weights: Mapping[str, Tensor]) -> Task:
     """Starting from given weights, a state dictionary, whatever the seed."""
 
     def change(module: nn.Module) -> nn.Module:
-        module.load_state_dict(dict(weights))
+        module.load_state_dict(dict(weights), strict=False)  # which may lack buffers
         return module
 
     return with_model(task, "from weights", change)

@@ -9,6 +9,15 @@ from thalweg.diagnosis.case import Case
 
 __all__ = ["Diagnosis", "Finding"]
 
+# Of causes whose names are not words already.
+TITLES = {
+    "lr_too_high": "learning rate too high",
+    "lr_too_low": "learning rate too low",
+    "dead_relu": "dead ReLUs",
+    "zero_init": "weights that start alike",
+    "nan_in_data": "NaN in the data",
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -28,6 +37,11 @@ class Finding:
     evidence: str
     advice: str
     gain: float
+
+    @property
+    def title(self) -> str:
+        """The cause in words."""
+        return TITLES.get(self.cause, self.cause.replace("_", " "))
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -52,3 +66,9 @@ class Diagnosis:
     case: Case = field(repr=False)
     findings: tuple[Finding, ...]
     trials: pd.DataFrame = field(repr=False)
+
+    def to_html(self) -> str:
+        """One page with the findings and all that they rest on."""
+        from thalweg.report.diagnosis import diagnosis_html
+
+        return diagnosis_html(self)

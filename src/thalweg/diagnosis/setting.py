@@ -18,7 +18,7 @@ from thalweg.studies.factors import Variant
 from thalweg.studies.spec import factors_of
 from thalweg.tasks import Task
 
-__all__ = ["Outcome", "Setting", "outcomes"]
+__all__ = ["FEWEST", "Outcome", "Setting", "outcomes"]
 
 Array: TypeAlias = NDArray[np.float64]
 

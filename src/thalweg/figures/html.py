@@ -21,6 +21,7 @@ _STYLE = """
   th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid #e3e3e3; }
   th { vertical-align: bottom; border-bottom: 2px solid #888; }
   th:first-child, td:first-child { text-align: left; }
+  table.text th, table.text td { text-align: left; vertical-align: top; min-width: 5.5rem; }
   .box { overflow-x: auto; } .figure { min-width: 860px; }
 """
 
@@ -78,13 +79,14 @@ def _part(part: go.Figure | Markup, name: str) -> Markup:
     return Markup('<div class="figure">{}</div>').format(embed(part, name))
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A table; all but its first column are set to the right."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: bool = False) -> Markup:
+    """A table; all but its first column are set to the right, or none if it is of sentences."""
     line = Markup("<tr>{}</tr>").format
     cells = (Markup("").join(Markup("<td>{}</td>").format(c) for c in row) for row in rows)
     head = line(Markup("").join(Markup('<th scope="col">{}</th>').format(h) for h in heads))
     body = Markup("").join(map(line, cells))
-    return Markup("<table><thead>{}</thead><tbody>{}</tbody></table>").format(head, body)
+    kind = Markup(' class="text"') if text else ""
+    return Markup("<table{}><thead>{}</thead><tbody>{}</tbody></table>").format(kind, head, body)
 
 
 def listed(sentences: Sequence[str]) -> Markup:

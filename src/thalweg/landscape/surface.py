@@ -495,13 +495,28 @@ def curvature_plane(task: str | Task, weights: Weights, span: float = 0.25) -> P
     )
 
 
-def hessian_at(task: Task, weights: Weights, dtype: str | None = None) -> NetworkOperator:
-    """The Hessian of a task's training loss, in evaluation mode, at some weights."""
+def hessian_at(
+    task: Task, weights: Weights, dtype: str | None = None, data: Split | None = None
+) -> NetworkOperator:
+    """The Hessian of a task's training loss, in evaluation mode, at some weights.
+
+    Args:
+        task: whose model and loss.
+        weights: by name.
+        dtype: as `hessian` takes it.
+        data: what the loss is of; all training data by default.
+    """
+    module = module_at(task, weights)
+    return hessian(module, task.loss, task.train if data is None else data, dtype=dtype)
+
+
+def module_at(task: Task, weights: Weights) -> nn.Module:
+    """A task's module with some weights."""
     with torch.random.fork_rng(devices=[]):
         module = task.model()
     check(task, module, weights)
     module.load_state_dict(weights, strict=False)  # which may have buffers that are not kept
-    return hessian(module, task.loss, task.train, dtype=dtype)
+    return module
 
 
 def task_of_module(

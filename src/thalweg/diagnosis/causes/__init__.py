@@ -17,7 +17,7 @@ from thalweg.diagnosis.causes.layers import (
 from thalweg.diagnosis.causes.rates import batch_too_large, lr_too_high, lr_too_low
 from thalweg.diagnosis.causes.start import saddle, zero_init
 
-__all__ = ["CAUSES", "HEALTHY"]
+__all__ = ["CAUSES", "HEALTHY", "IN_LAYERS"]
 
 HEALTHY = "healthy"
 
@@ -38,4 +38,17 @@ CAUSES: tuple[Callable[[Case], Suspicion | None], ...] = (
     lr_too_high,
     lr_too_low,
     overfitting,
+)
+
+# Of these one brings others along.
+IN_LAYERS = frozenset(
+    cause.__name__
+    for cause in (
+        zero_init,
+        dead_relu,
+        saturation,
+        exploding_gradient,
+        vanishing_gradient,
+        saddle,
+    )
 )

@@ -85,9 +85,11 @@ def _suspicion(
     frame = case.flow.frame
     # What is so before the first step is no consequence of how large the steps are.
     found = symptom(frame[frame["step"] == 0])
-    later = symptom(frame)
-    if found is None and later is not None and (later.step == 0 or not _mended_by_rate(case)):
-        found = later
+    if found is None:
+        later = symptom(frame)
+        # Whether a unit is dead takes later samples to tell.
+        dead_at_start = later is not None and symptom is dead and later.step == 0
+        found = later if dead_at_start or not _mended_by_rate(case) else None
     if found is None:
         return None
     trials = []
@@ -105,7 +107,7 @@ def _suspicion(
                 replace(setting, hyper={**setting.hyper, "lr": SLOWER * setting.lr}),
             )
         )
-    when = "Before the first step" if found.step == 0 else f"From step {found.step} on"
+    when = "Before the first step" if found.step == 0 else f"From step {found.step} on,"
     return Suspicion(
         found.cause,
         f"{when} {found.evidence}. The {case.said(case.base)}.",

@@ -41,28 +41,27 @@ def _rate(case: Case, cause: str, verb: str, factors: list[float]) -> Suspicion 
     chosen = good[len(good) // 2]
     best = better[chosen]
     metric = case.scale.metric
-    diverged = case.base.diverged
+    diverged = [step for step in case.base.diverged_at.values() if step]
+    lr, other = number(case.setting.lr), number(best.setting.lr)
     went = (
-        f"{diverged:.0%} of the runs diverged, the first at step "
-        f"{min(s for s in case.base.diverged_at.values() if s):,}"
+        f"{len(diverged)} of {len(case.seeds)} runs diverge at a learning rate of {lr}, the first "
+        f"at step {min(diverged):,}"
         if diverged
-        else f"after {case.setting.epochs} epochs the training loss is "
-        f"{number(_loss(case.base))}, {_moved(case)}"
+        else f"With a learning rate of {lr} the training loss is {number(_loss(case.base))} after "
+        f"{case.setting.epochs} epochs ({_first(case)} in the first)"
     )
     return Suspicion(
         cause,
-        f"With a learning rate of {number(case.setting.lr)} {went}; with "
-        f"{number(best.setting.lr)} it is {number(_loss(best))}, and the {metric.name} "
-        f"{shown(metric, float(case.scores(best).mean()))} in place of "
-        f"{shown(metric, float(case.scores(case.base).mean()))} ("
-        f"{shown(metric, floor)} knows nothing).",
-        (Trial(f"{verb} the learning rate to {number(best.setting.lr)}", best.setting),),
+        f"{went}; with {other} it ends at {number(_loss(best))}, and the validation {metric.name} "
+        f"comes to {shown(metric, float(case.scores(best).mean()))}, in place of "
+        f"{shown(metric, float(case.scores(case.base).mean()))}. Knowing nothing gets "
+        f"{shown(metric, floor)}.",
+        (Trial(f"{verb} the learning rate to {other}", best.setting),),
     )
 
 
-def _moved(case: Case) -> str:
-    first = float(np.nanmean(case.base.grid("train_loss")[:, 0]))
-    return f"in the first epoch it was {number(first)}"
+def _first(case: Case) -> str:
+    return number(float(np.nanmean(case.base.grid("train_loss")[:, 0])))
 
 
 def _loss(outcome: Outcome) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.changes import from_weights, initialised, moved, reset
 from thalweg.landscape.critical import CriticalPoint, classify_network
+from thalweg.landscape.surface import module_at
 from thalweg.landscape.symptoms import vanishing
 from thalweg.numbers import number
 from thalweg.replicas import at_start
@@ -72,8 +73,7 @@ def saddle(case: Case) -> Suspicion | None:
         return None  # whose Hessian is nearly 0 everywhere, which says nothing and takes long
     task = case.setting.task
     _, (slope,) = at_start(task, case.seeds[:1])
-    module = task.model()
-    module.load_state_dict(dict(case.base.weights))
+    module = module_at(task, case.base.weights)
     point = classify_network(
         module,
         task.loss,

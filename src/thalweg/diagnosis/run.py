@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -9,17 +10,19 @@ import pandas as pd
 
 from thalweg.diagnosis.arguments import DiagnosisError, positive, seeds_of, whole
 from thalweg.diagnosis.case import Case, Suspicion, Trial
-from thalweg.diagnosis.causes import CAUSES, HEALTHY
-from thalweg.diagnosis.changes import cleaned
+from thalweg.diagnosis.causes import CAUSES, HEALTHY, IN_LAYERS
+from thalweg.diagnosis.changes import cleaned, from_weights
+from thalweg.diagnosis.checkpoint import weights_of
 from thalweg.diagnosis.result import Diagnosis, Finding
 from thalweg.diagnosis.scale import Effect, Scale, effect, scale_of
-from thalweg.diagnosis.setting import Array, Outcome, Setting, outcomes
+from thalweg.diagnosis.setting import FEWEST, Array, Outcome, Setting, outcomes
 from thalweg.landscape.flow import trained_under_watch
 from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
-from thalweg.replicas import Programs
+from thalweg.replicas import Programs, Replica, step_seconds
 from thalweg.schedules import Schedule
 from thalweg.studies.intervals import shown
+from thalweg.studies.sound import sound
 from thalweg.tasks import Task, load
 from thalweg.tasks.data import nonfinite_taken
 from thalweg.tune.arguments import Named, named
@@ -27,6 +30,7 @@ from thalweg.tune.arguments import Named, named
 __all__ = ["diagnose"]
 
 EPOCHS = 30
+LONGEST = 60.0  # seconds that the training takes, unless a person says how many epochs
 # Other learning rates, by the factor on the one that is set.
 FACTORS = (1e-4, 1e-3, 1e-2, 1e-1, 10**-0.5, 10**0.5, 1e1, 1e2, 1e3, 1e4)
 FEW = (1e-2, 1e-1, 1e1, 1e2)  # where the training itself takes so long (seconds)
@@ -36,6 +40,7 @@ WATCHED = 60  # steps
 # What explains nearly as much as the best explanation, and is more special, goes before it.
 NEARLY = 0.75
 BELIEVED = 0.5
+LITTLE = 0.03  # that a healthy training could gain, and is told of
 
 
 def diagnose(
@@ -48,6 +53,7 @@ def diagnose(
     epochs: int | None = None,
     loss: Any = None,
     seeds: int | Sequence[int] = 4,
+    weights: str | Path | None = None,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> Diagnosis:
     """Say what is wrong with a training, how sure that is, and what mends it.
@@ -55,15 +61,38 @@ def diagnose(
     The training is run as it is set, from a few seeds; so are trainings with other learning rates,
     and with each change that what was seen speaks for: all seeds, and all settings of one model, as
     replicas. A cause is found if mending it gains what counts, or if what was seen leaves no doubt.
+
+    Args:
+        task: a name as `thalweg.study` takes it, a `thalweg.Task`, or a function that makes one:
+            only there may data have NaN, which a task is not made with otherwise.
+        optimizer: a name in the registry, a rule or a class of one's own.
+        lr: its learning rate; by default the middle of its usual ones.
+        schedule: what the rate follows, as `thalweg.schedules.parse` takes it; none by default.
+        batch_size: samples a step; the task's by default.
+        epochs: of every training; 30 by default, or fewer where these take longer than a minute.
+        loss: in place of the task's.
+        seeds: how many, or which, of initial weights and order of batches.
+        weights: a checkpoint to train on from, in place of fresh weights: the file of a state
+            dictionary, see `thalweg.diagnosis.checkpoint`.
+        progress: called with what is being done.
+
+    Raises:
+        ArgumentError: for an argument that cannot be used, or a task that cannot be trained.
     """
     setting = _setting(task, optimizer, lr, schedule, batch_size, epochs, loss)
     chosen = seeds_of(seeds)
     programs: Programs = {}
     given = setting.task
     setting = setting.but(task=cleaned(given))
+    if weights is not None:
+        start_at = weights_of(weights, setting.task)
+        setting = setting.but(task=from_weights(setting.task, start_at))
+    if epochs is None:
+        setting = setting.but(epochs=_epochs(setting, chosen, programs))
     progress("training as it is set")
     start = perf_counter()
-    (base,) = outcomes([setting], chosen, programs, keep=True)
+    with sound(setting.task):
+        (base,) = outcomes([setting], chosen, programs, keep=True)
     factors = FACTORS if perf_counter() - start < SLOW else FEW
     progress("training with other learning rates")
     grid = {f: setting.but(lr=f * setting.lr) for f in factors}
@@ -96,6 +125,15 @@ def diagnose(
     of_task = [o for o in tried.values() if o.setting.task.metric is scale.metric]
     case = replace(case, scale=scale_of(setting.task, of_task))
     return _diagnosis(case, suspicions, tried)
+
+
+def _epochs(setting: Setting, seeds: Sequence[int], programs: Programs) -> int:
+    """As many as take no longer than a minute."""
+    with sound(setting.task):
+        replicas = [Replica(setting.rule, setting.hyper, seed) for seed in seeds]
+        step = step_seconds(setting.task, replicas, setting.budget, programs=programs)
+    fit = int(LONGEST / (step * setting.steps_per_epoch))
+    return max(FEWEST, min(EPOCHS, fit))
 
 
 def _setting(
@@ -138,6 +176,7 @@ def _diagnosis(
         return not explains, place[finding.cause] if explains else -finding.gain
 
     findings.sort(key=order)
+    findings = _folded(findings)
     rows = [
         {
             "cause": s.cause,
@@ -151,11 +190,25 @@ def _diagnosis(
         for trial, e in effects
     ]
     columns = ["cause", "change", "gain", "low", "high", "metric"]
-    return Diagnosis(
-        case,
-        tuple(findings or [_healthy(case, len(tried) - 1)]),
-        pd.DataFrame(rows, columns=columns),
-    )
+    trials = pd.DataFrame(rows, columns=columns)
+    found = findings or [_healthy(case, len(tried) - 1, trials)]
+    return Diagnosis(case, tuple(found), trials)
+
+
+def _folded(findings: Sequence[Finding]) -> list[Finding]:
+    """Of causes in weights and layers the first, with what else was seen of them.
+
+    Each of them brings others along: weights of 0 have dead units, saturated ones small gradients.
+    """
+    first = next((i for i, f in enumerate(findings) if f.cause in IN_LAYERS), None)
+    if first is None:
+        return list(findings)
+    rest = [f for f in findings[first + 1 :] if f.cause in IN_LAYERS]
+    found = [f for f in findings if f not in rest]
+    seen = " ".join(f"Also: {f.evidence.partition('. The ')[0]}." for f in rest)
+    one = found[first]
+    found[first] = replace(one, evidence=f"{one.evidence} {seen}".strip())
+    return found
 
 
 def _effects(
@@ -214,14 +267,21 @@ def _gained(e: Effect) -> str:
     return f"gains {e.gain:.0%} of what can be reached, {e.low:.0%} to {e.high:.0%}"
 
 
-def _healthy(case: Case, trials: int) -> Finding:
+def _healthy(case: Case, trials: int, tried: pd.DataFrame) -> Finding:
     metric = case.scale.metric
+    lr = number(case.setting.lr)
+    helps = tried[(tried["low"] > 0) & (tried["gain"] > LITTLE)].sort_values("gain").tail(1)
+    more = "".join(
+        f" A little could be gained: {row.change} (tried: {row.gain:.0%} of what can be reached)."
+        for row in helps.itertuples()
+    )
     return Finding(
         HEALTHY,
         min(0.99, max(0.5, case.skill)),
         f"The {case.said(case.base)} on validation data is {case.skill:.0%} of the way from "
         f"knowing nothing ({shown(metric, case.scale.floor)}) to the best of {trials} other "
-        f"trainings ({shown(metric, case.scale.reach)}); none gains enough to count.",
-        f"Train on as it is: {number(case.setting.lr)} is a good learning rate.",
+        f"trainings ({shown(metric, case.scale.reach)}); no change that was tried gains enough to "
+        f"count.",
+        f"Train on as it is, with a learning rate of {lr}.{more}",
         0.0,
     )
