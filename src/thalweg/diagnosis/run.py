@@ -19,7 +19,7 @@ from thalweg.diagnosis.setting import FEWEST, Array, Outcome, Setting, outcomes
 from thalweg.landscape.flow import trained_under_watch
 from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
-from thalweg.replicas import Programs, Replica, step_seconds
+from thalweg.replicas import Programs, Replica, Training
 from thalweg.schedules import Schedule
 from thalweg.studies.intervals import shown
 from thalweg.studies.sound import sound
@@ -36,6 +36,7 @@ FACTORS = (1e-4, 1e-3, 1e-2, 1e-1, 10**-0.5, 10**0.5, 1e1, 1e2, 1e3, 1e4)
 FEW = (1e-2, 1e-1, 1e1, 1e2)  # where the training itself takes so long (seconds)
 SLOW = 4.0
 SECONDS = 20.0  # that trainings of one model with changes may take
+STEPS = 5  # that are timed
 WATCHED = 60  # steps
 # What explains nearly as much as the best explanation, and is more special, goes before it.
 NEARLY = 0.75
@@ -129,9 +130,13 @@ def diagnose(
 
 def _epochs(setting: Setting, seeds: Sequence[int], programs: Programs) -> int:
     """As many as take no longer than a minute."""
+    replicas = [Replica(setting.rule, setting.hyper, seed) for seed in seeds]
     with sound(setting.task):
-        replicas = [Replica(setting.rule, setting.hyper, seed) for seed in seeds]
-        step = step_seconds(setting.task, replicas, setting.budget, programs=programs)
+        training = Training(setting.task, replicas, setting.budget, programs=programs)
+        training.advance(1)
+        start = perf_counter()
+        training.advance(STEPS)
+    step = (perf_counter() - start) / STEPS
     fit = int(LONGEST / (step * setting.steps_per_epoch))
     return max(FEWEST, min(EPOCHS, fit))
 

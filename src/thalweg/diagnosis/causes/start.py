@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.changes import from_weights, initialised, moved, reset
 from thalweg.landscape.critical import CriticalPoint, classify_network
-from thalweg.landscape.surface import module_at
+from thalweg.landscape.surface import hessian_at, module_at
 from thalweg.landscape.symptoms import vanishing
 from thalweg.numbers import number
 from thalweg.replicas import at_start
@@ -73,13 +73,12 @@ def saddle(case: Case) -> Suspicion | None:
         return None  # whose Hessian is nearly 0 everywhere, which says nothing and takes long
     task = case.setting.task
     _, (slope,) = at_start(task, case.seeds[:1])
+    some = Split(*task.train[: min(SAMPLES, len(task.train))])
+    calm = CALM * float(slope)
+    if np.linalg.norm(hessian_at(task, dict(case.base.weights), data=some).gradient()) > calm:
+        return None
     module = module_at(task, case.base.weights)
-    point = classify_network(
-        module,
-        task.loss,
-        Split(*task.train[: min(SAMPLES, len(task.train))]),
-        gradient_tolerance=CALM * float(slope),
-    )
+    point = classify_network(module, task.loss, some, gradient_tolerance=calm)
     if point.verdict != "saddle" or point.escape is None or not (point.lowered or 0.0) < 0:
         return None
     setting = case.setting
