@@ -1,6 +1,7 @@
 """From a task and how it is trained to what is wrong with it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +16,7 @@ from thalweg.diagnosis.changes import cleaned, from_weights
 from thalweg.diagnosis.checkpoint import weights_of
 from thalweg.diagnosis.result import Diagnosis, Finding
 from thalweg.diagnosis.scale import Effect, Scale, effect, scale_of
-from thalweg.diagnosis.setting import FEWEST, Array, Outcome, Setting, outcomes
+from thalweg.diagnosis.setting import FEWEST, Array, Outcome, Setting, outcomes, possible
 from thalweg.landscape.flow import trained_under_watch
 from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
@@ -25,6 +26,7 @@ from thalweg.studies.intervals import shown
 from thalweg.studies.sound import sound
 from thalweg.tasks import Task, load
 from thalweg.tasks.data import nonfinite_taken
+from thalweg.tasks.trial import NonFiniteError, first_batch
 from thalweg.tune.arguments import Named, named
 
 __all__ = ["diagnose"]
@@ -88,13 +90,16 @@ def diagnose(
     if weights is not None:
         start_at = weights_of(weights, setting.task)
         setting = setting.but(task=from_weights(setting.task, start_at))
-    if epochs is None:
-        setting = setting.but(epochs=_epochs(setting, chosen, programs))
-    progress("training as it is set")
-    start = perf_counter()
     with sound(setting.task):
+        with suppress(NonFiniteError):  # which is what a diagnosis is for
+            first_batch(setting.task, setting.batch_size)
+        pace = _pace(setting, chosen, programs)
+        if epochs is None:
+            fit = int(LONGEST / (pace * setting.steps_per_epoch))
+            setting = setting.but(epochs=max(FEWEST, min(EPOCHS, fit)))
+        progress("training as it is set")
         (base,) = outcomes([setting], chosen, programs, keep=True)
-    factors = FACTORS if perf_counter() - start < SLOW else FEW
+    factors = FACTORS if pace * setting.budget.steps < SLOW else FEW
     progress("training with other learning rates")
     grid = {f: setting.but(lr=f * setting.lr) for f in factors}
     others = outcomes(list(grid.values()), chosen, programs, seconds=SECONDS)
@@ -121,24 +126,21 @@ def diagnose(
     }
     if wanted:
         progress(f"trying {len(wanted)} change{'s' * (len(wanted) > 1)}")
-        for outcome in outcomes(list(wanted.values()), chosen, programs, seconds=SECONDS):
+        for outcome in possible(list(wanted.values()), chosen, programs, seconds=SECONDS):
             tried[id(outcome.setting)] = outcome
     of_task = [o for o in tried.values() if o.setting.task.metric is scale.metric]
     case = replace(case, scale=scale_of(setting.task, of_task))
     return _diagnosis(case, suspicions, tried)
 
 
-def _epochs(setting: Setting, seeds: Sequence[int], programs: Programs) -> int:
-    """As many as take no longer than a minute."""
+def _pace(setting: Setting, seeds: Sequence[int], programs: Programs) -> float:
+    """Seconds of a step of all seeds."""
     replicas = [Replica(setting.rule, setting.hyper, seed) for seed in seeds]
-    with sound(setting.task):
-        training = Training(setting.task, replicas, setting.budget, programs=programs)
-        training.advance(1)
-        start = perf_counter()
-        training.advance(STEPS)
-    step = (perf_counter() - start) / STEPS
-    fit = int(LONGEST / (step * setting.steps_per_epoch))
-    return max(FEWEST, min(EPOCHS, fit))
+    training = Training(setting.task, replicas, setting.budget, programs=programs)
+    training.advance(1)
+    start = perf_counter()
+    training.advance(STEPS)
+    return (perf_counter() - start) / STEPS
 
 
 def _setting(
@@ -172,7 +174,7 @@ def _diagnosis(
     case: Case, suspicions: Sequence[Suspicion], tried: Mapping[int, Outcome]
 ) -> Diagnosis:
     weighed = [(s, _effects(case, s, tried)) for s in suspicions]
-    findings = [f for s, effects in weighed if (f := _finding(case, s, effects)) is not None]
+    findings = [f for s, effects in weighed if (f := _finding(s, effects)) is not None]
     most = max((f.gain for f in findings), default=0.0)
     place = {cause.__name__: i for i, cause in enumerate(CAUSES)}
 
@@ -221,8 +223,10 @@ def _effects(
 ) -> list[tuple[Trial, Effect]]:
     found = []
     for trial in suspicion.trials:
-        after = tried[id(trial.setting)]
-        before = case.base if trial.against is None else tried[id(trial.against)]
+        after = tried.get(id(trial.setting))
+        before = case.base if trial.against is None else tried.get(id(trial.against))
+        if after is None or before is None:  # a model that does not take the change
+            continue
         scale = case.scale
         if after.setting.task.metric is not scale.metric:
             scale = scale_of(after.setting.task, [before, after])
@@ -240,9 +244,7 @@ def _scores(outcome: Outcome, scale: Scale, ends: bool) -> Array:
     return outcome.best("validation_metric", scale.floor, scale.metric.higher_is_better)
 
 
-def _finding(
-    case: Case, suspicion: Suspicion, effects: Sequence[tuple[Trial, Effect]]
-) -> Finding | None:
+def _finding(suspicion: Suspicion, effects: Sequence[tuple[Trial, Effect]]) -> Finding | None:
     best = max(effects, key=lambda pair: (pair[1].confidence, pair[1].gain), default=None)
     sure = suspicion.confidence
     if sure is None:
@@ -252,24 +254,27 @@ def _finding(
     gain = suspicion.gain
     if gain is None:
         gain = 0.0 if best is None else max(best[1].gain, 0.0)
-    return Finding(
-        suspicion.cause, sure, suspicion.evidence, _advice(case, suspicion, effects), gain
-    )
+    return Finding(suspicion.cause, sure, suspicion.evidence, _advice(suspicion, effects), gain)
 
 
-def _advice(case: Case, suspicion: Suspicion, effects: Sequence[tuple[Trial, Effect]]) -> str:
+def _advice(suspicion: Suspicion, effects: Sequence[tuple[Trial, Effect]]) -> str:
     helped = sorted(
         (pair for pair in effects if pair[1].gain > 0 and pair[1].confidence >= BELIEVED),
         key=lambda pair: -pair[1].gain,
     )
-    said = [f"{trial.words} (tried: {_gained(e)})" for trial, e in helped]
+    said: list[str] = []
+    for trial, e in helped:
+        # Of one change at two learning rates the better one.
+        if not any(trial.words.startswith(w) or w.startswith(trial.words) for w in said):
+            said.append(f"{trial.words} (tried: {_gained(e)})")
     first = "; or ".join(said)
     sentence = f"{first[0].upper()}{first[1:]}." if first else ""
     return " ".join(part for part in (sentence, suspicion.advice) if part)
 
 
 def _gained(e: Effect) -> str:
-    return f"gains {e.gain:.0%} of what can be reached, {e.low:.0%} to {e.high:.0%}"
+    low, high = max(e.low, 0.0), min(e.high, 1.0)
+    return f"gains {e.gain:.0%} of what can be reached, {low:.0%} to {high:.0%}"
 
 
 def _healthy(case: Case, trials: int, tried: pd.DataFrame) -> Finding:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ from thalweg.studies.factors import Variant
 from thalweg.studies.spec import factors_of
 from thalweg.tasks import Task
 
-__all__ = ["FEWEST", "Outcome", "Setting", "outcomes"]
+__all__ = ["FEWEST", "Outcome", "Setting", "outcomes", "possible"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -157,13 +158,33 @@ def outcomes(
         keep: whether the first setting's weights are wanted.
         seconds: after which those that train together stop, at the end of an epoch.
     """
-    together: dict[tuple[int, int, int], list[int]] = {}
-    for i, one in enumerate(settings):
-        together.setdefault((id(one.task), one.batch_size, one.epochs), []).append(i)
     found: dict[int, Outcome] = {}
-    for members in together.values():
+    for members in _together(settings):
         found |= _trained(settings, members, seeds, programs, keep and 0 in members, seconds)
     return [found[i] for i in range(len(settings))]
+
+
+def possible(
+    settings: Sequence[Setting], seeds: Sequence[int], programs: Programs, *, seconds: float
+) -> list[Outcome]:
+    """As `outcomes`, of the settings whose models can be trained at all.
+
+    A change that fits most models may not fit a person's own, whose layers are called in a way that
+    nobody foresaw.
+    """
+    found: list[Outcome] = []
+    for members in _together(settings):
+        with suppress(Exception):
+            found += _trained(settings, members, seeds, programs, False, seconds).values()
+    return found
+
+
+def _together(settings: Sequence[Setting]) -> list[list[int]]:
+    """Which settings train together: those of one task, batch size and number of epochs."""
+    found: dict[tuple[int, int, int], list[int]] = {}
+    for i, one in enumerate(settings):
+        found.setdefault((id(one.task), one.batch_size, one.epochs), []).append(i)
+    return list(found.values())
 
 
 def _trained(

@@ -17,12 +17,24 @@ from thalweg.tasks.metrics import Metric
 from thalweg.tasks.split import Batch, TaskError
 from thalweg.tasks.task import Task
 
-__all__ = ["FirstBatch", "TensorKind", "called", "first_batch", "kinds", "same_start"]
+__all__ = [
+    "FirstBatch",
+    "NonFiniteError",
+    "TensorKind",
+    "called",
+    "first_batch",
+    "kinds",
+    "same_start",
+]
 
 SEED = 0
 
 # Samples at once, where all are looked at.
 SWEEP = 1024
+
+
+class NonFiniteError(TaskError):
+    """Outputs, a loss or gradients that are NaN or infinite at the very start."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def first_batch(task: Task, batch_size: int | None = None) -> FirstBatch:
             raise
         # What is torch's own has no line there; the model next to it has.
         problem = f"{error.problem} (the task's model is made at {made})"
-        raise TaskError(error.argument, problem) from error
+        raise type(error)(error.argument, problem) from error
 
 
 def _tried(task: Task, size: int) -> FirstBatch:
@@ -176,8 +188,10 @@ def same_start(task: Task) -> bool:
     )
 
 
-def _refuse(problem: str, cause: BaseException | None = None) -> NoReturn:
-    raise TaskError("task", problem) from cause
+def _refuse(
+    problem: str, cause: BaseException | None = None, error: type[TaskError] = TaskError
+) -> NoReturn:
+    raise error("task", problem) from cause
 
 
 def _from(where: str) -> str:
@@ -289,7 +303,8 @@ def _outputs(task: Task, module: nn.Module, x: Batch, part: str) -> Any:
             f"the model's outputs{_from(_forward(module))} are NaN or infinite at the very start, "
             f"{count} of {bad[0].numel()} on the {part} data{_first_bad(module, x)}; look for a "
             f"division by zero, the logarithm or root of what is not above 0, or a mask that "
-            f"hides everything"
+            f"hides everything",
+            error=NonFiniteError,
         )
     return outputs
 
@@ -426,7 +441,8 @@ def _loss(task: Task, module: nn.Module, outputs: Any, y: Batch) -> Tensor:
         _refuse(
             f"the loss {name}{made} is {loss.item()} at the very start, though the model's outputs "
             f"are finite ({_described(outputs)}); does it expect logits, probabilities or log "
-            f"probabilities?"
+            f"probabilities?",
+            error=NonFiniteError,
         )
     if not loss.requires_grad:
         cut = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
@@ -571,7 +587,8 @@ def _gradients(task: Task, module: nn.Module, loss: Tensor) -> dict[str, Tensor 
             _refuse(
                 f"the gradient of {name} is NaN or infinite at the very start, though the loss is "
                 f"{loss.item():.4g}{_from(_forward(module))}; look for a root, norm or logarithm "
-                f"at 0"
+                f"at 0",
+                error=NonFiniteError,
             )
     return gradients
 

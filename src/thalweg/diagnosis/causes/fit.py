@@ -34,7 +34,7 @@ def wrong_loss(case: Case) -> Suspicion | None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         outputs = called(task.model().eval(), x)
-    if not isinstance(outputs, Tensor):
+    if not isinstance(outputs, Tensor) or not bool(outputs.isfinite().all()):
         return None
     if y.is_floating_point():
         return _of_numbers(case, outputs, y)
@@ -120,12 +120,11 @@ def _usual(case: Case, name: str, targets: str) -> Suspicion:
     """The usual loss against the given one, each at the best of the rates that were tried."""
     task = case.setting.task
     best = _best(case)
-    grid = case.base.grid("train_loss")
+    first, last = case.base.grid("train_loss")[:, [0, -1]].mean(0)
     went = (
-        f"the loss went from {number(float(np.nanmean(grid[:, 0])))} to "
-        f"{number(float(np.nanmean(grid[:, -1])))} in training"
-        if np.isfinite(grid).any()
-        else "the runs diverged"
+        f"the loss went from {number(float(first))} to {number(float(last))} in training"
+        if np.isfinite(last)
+        else "runs diverged"
     )
     return Suspicion(
         "wrong_loss",

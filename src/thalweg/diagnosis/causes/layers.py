@@ -8,7 +8,7 @@ import pandas as pd
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.changes import has_activations, initialised, normalised, rectified, reset
 from thalweg.diagnosis.setting import Setting
-from thalweg.landscape.symptoms import Symptom, dead, exploding, saturated, vanishing
+from thalweg.landscape.symptoms import Symptom, dead, exploding, nonfinite, saturated, vanishing
 from thalweg.numbers import number
 from thalweg.tasks import Task
 
@@ -25,6 +25,10 @@ def vanishing_gradient(case: Case) -> Suspicion | None:
 
 def exploding_gradient(case: Case) -> Suspicion | None:
     """Activations and gradients that grow from layer to layer."""
+    first = case.flow.first_nonfinite
+    if first is not None and first.step == 0 and first.what == "activation":
+        # Beyond the range of numbers, where no size is left to compare.
+        return _with_trials(case, nonfinite(case.flow), (_initialise, _normalise))
     return _suspicion(case, exploding, (_initialise, _normalise, _clip))
 
 
@@ -90,6 +94,12 @@ def _suspicion(
         # Whether a unit is dead takes later samples to tell.
         dead_at_start = later is not None and symptom is dead and later.step == 0
         found = later if dead_at_start or not _mended_by_rate(case) else None
+    return _with_trials(case, found, changes)
+
+
+def _with_trials(
+    case: Case, found: Symptom | None, changes: tuple[Change, ...]
+) -> Suspicion | None:
     if found is None:
         return None
     trials = []
@@ -109,7 +119,7 @@ def _suspicion(
         )
     when = "Before the first step" if found.step == 0 else f"From step {found.step} on,"
     return Suspicion(
-        found.cause,
+        "exploding_gradient" if found.cause == "nonfinite" else found.cause,
         f"{when} {found.evidence}. The {case.said(case.base)}.",
         tuple(trials),
     )

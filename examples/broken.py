@@ -1,4 +1,13 @@
-"""Trainings that go wrong, each for one reason, and some that do not."""
+"""Trainings that go wrong, each for one reason, and some that do not.
+
+    thalweg diagnose examples/broken.py:dead_relu
+
+The ten that `benchmarks/RESULTS.md` has a table of, and others. Three need no task of their own:
+
+    thalweg diagnose digits --lr 1
+    thalweg diagnose digits --lr 1e-6
+    thalweg diagnose digits --batch-size 1077
+"""
 
 import numpy as np
 import torch
@@ -218,3 +227,35 @@ def last_layer_zero() -> Task:
         return network
 
     return _digits(model=model, name="last_layer_zero")
+
+
+def infinite() -> Task:
+    """Weights so large that outputs are infinite before the first step."""
+
+    def model() -> nn.Module:
+        layers: list[nn.Module] = []
+        for _ in range(12):
+            layer = nn.Linear(64, 64)
+            nn.init.normal_(layer.weight, std=1e4)
+            layers += [layer, nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(64, 10))
+
+    return _digits(model=model, name="infinite")
+
+
+class Stubborn(nn.Module):
+    """Uses its layers' weights in its own way, and saturates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 10)
+        nn.init.normal_(self.first.weight, std=4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.linear(x, self.first.weight, self.first.bias)
+        return self.second(self.first(torch.tanh(hidden)).tanh())
+
+
+def stubborn() -> Task:
+    """A model that not every change can be made to."""
+    return _digits(model=Stubborn, name="stubborn")
