@@ -12,7 +12,7 @@ help:
 	@echo "make demo    train 315 runs on real digits and say which optimizer is best"
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   the speed tables of benchmarks/RESULTS.md (half an hour)"
+	@echo "make bench   the speed tables of benchmarks/RESULTS.md (an hour)"
 	@echo "make docs    the reference page, from the registry"
 	@echo "make clean   remove the virtual environment"
 

@@ -102,6 +102,12 @@ def _flow() -> list[Row]:
     return flow()
 
 
+def _diagnosis() -> str:
+    from benchmarks.diagnosis import diagnosis
+
+    return diagnosis()
+
+
 def _gpu() -> list[Row]:
     from benchmarks.gpu import gpu
 
@@ -123,6 +129,7 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row] | str]]] = {
     "curvature": ("Products with a network's Hessian", "thalweg", "theirs", _curvature),
     "landscape": ("The loss around a network, together or by points", "ours", "loop", _landscape),
     "flow": ("Watching gradient flow: a training step", "watched", "bare", _flow),
+    "diagnosis": ("Trainings that go wrong, and what is said of them", "", "", _diagnosis),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),

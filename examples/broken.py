@@ -18,7 +18,7 @@ from thalweg.tasks import Split, Task, load
 from thalweg.tasks.networks import mlp
 
 
-def raw_digits() -> tuple[Tensor, Tensor]:
+def _raw_digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -78,7 +78,7 @@ def not_normalised() -> Task:
 
 def shuffled_labels() -> Task:
     """Digits with somebody else's labels."""
-    x, y = raw_digits()
+    x, y = _raw_digits()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     return Task(model=mlp(64, 64, 64, 10), train=(x / 16 - 0.3, y[order]), name="shuffled_labels")
 
@@ -132,7 +132,7 @@ def zero_weights() -> Task:
 
 def missing_values() -> Task:
     """A few values of digits that were never measured."""
-    x, y = raw_digits()
+    x, y = _raw_digits()
     x = x / 16
     rng = np.random.default_rng(0)
     rows = rng.choice(len(x), 20, replace=False)
@@ -200,7 +200,7 @@ def convolutions() -> Task:
     """A healthy convolutional network."""
     from thalweg.tasks.networks import cnn
 
-    x, y = raw_digits()
+    x, y = _raw_digits()
     return Task(
         model=cnn((1, 8, 8), 10), train=((x / 16).reshape(-1, 1, 8, 8), y), name="convolutions"
     )
@@ -252,6 +252,7 @@ class Stubborn(nn.Module):
         nn.init.normal_(self.first.weight, std=4.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
         hidden = functional.linear(x, self.first.weight, self.first.bias)
         return self.second(self.first(torch.tanh(hidden)).tanh())
 

@@ -262,12 +262,12 @@ def _advice(suspicion: Suspicion, effects: Sequence[tuple[Trial, Effect]]) -> st
         (pair for pair in effects if pair[1].gain > 0 and pair[1].confidence >= BELIEVED),
         key=lambda pair: -pair[1].gain,
     )
-    said: list[str] = []
+    said: dict[str, str] = {}
     for trial, e in helped:
         # Of one change at two learning rates the better one.
         if not any(trial.words.startswith(w) or w.startswith(trial.words) for w in said):
-            said.append(f"{trial.words} (tried: {_gained(e)})")
-    first = "; or ".join(said)
+            said[trial.words] = f"{trial.words} (tried: {_gained(e)})"
+    first = "; or ".join(said.values())
     sentence = f"{first[0].upper()}{first[1:]}." if first else ""
     return " ".join(part for part in (sentence, suspicion.advice) if part)
 
