@@ -103,9 +103,8 @@ def _table(heading: str, cases: tuple[Trained, ...]) -> str:
         right += first.cause == wrong
         typed = " ".join([task, *(f"{k}={v}" for k, v in how.items())])
         others = ", ".join(f.cause for f in rest) or "–"
-        lines.append(
-            f"| {typed} | {wrong} | {first.cause} | {first.confidence:.0%} | {others} | {took:.1f} |"
-        )
+        sure = f"{first.confidence:.0%}"
+        lines.append(f"| {typed} | {wrong} | {first.cause} | {sure} | {others} | {took:.1f} |")
     return "\n".join(
         [f"**{heading}: {right} of {len(cases)}.**", "", head, "|---|---|---|---|---|---|", *lines]
     )
