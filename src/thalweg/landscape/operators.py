@@ -8,10 +8,10 @@ gradient.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -95,6 +95,7 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             for x, y in batches
             for i in range(0, _count(y), self.batch_size)
         ]
+        self._shares = [_count(y) / self.samples for _, y in self._batches]
         self._kept: dict[int, Product] = {}
         graph = self.bytes_per_sample * self.batch_size
         self._room = int(min(KEPT, KEPT_SHARE * self._free()) / graph)
@@ -138,11 +139,9 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
         return found
 
     def _matmat(self, matrix: Array) -> Array:
-        columns = matrix.shape[1]
-        found = np.empty((self._size, columns), self.dtype)
-        for i in range(0, columns, self._together):
-            found[:, i : i + self._together] = self._times(matrix[:, i : i + self._together].T).T
-        return found
+        step = self._together
+        parts = [self._times(matrix.T[i : i + step]) for i in range(0, matrix.shape[1], step)]
+        return np.concatenate(parts).T
 
     def _adjoint(self) -> "NetworkOperator":
         return self
@@ -151,27 +150,20 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
         """Products with several vectors, each a row."""
         with _plain(self._device):
             flat = torch.tensor(np.ascontiguousarray(rows, self.dtype), device=self._device)
-            vectors = list(self._parts(flat))
-            total = torch.zeros_like(flat)
-            for i, (_, y) in enumerate(self._batches):
-                share = _count(y) / self.samples
-                for place, found in self._each(self._product(i), vectors):
-                    total[place] += found if share == 1 else found * share
+            of_batches = (
+                self._each(self._product(i), flat) * share for i, share in enumerate(self._shares)
+            )
+            total = reduce(Tensor.add_, of_batches)
         return np.asarray(total.cpu().numpy())
 
-    def _each(
-        self, product: Product, vectors: list[Tensor]
-    ) -> Iterator[tuple[slice | int, Tensor]]:
-        """Products with several vectors, and which: at once where that is faster."""
-        count = len(vectors[0])
-        if self._vmapped and count > 1:
+    def _each(self, product: Product, rows: Tensor) -> Tensor:
+        """Products with several vectors: at once where that is faster."""
+        if self._vmapped and len(rows) > 1:
             try:
-                yield slice(None), _flat(product(vectors, True), True)
-                return
+                return _flat(product(list(self._parts(rows)), True), True)
             except RuntimeError:  # an operation of a person's own that cannot be vmapped
                 self._vmapped = False
-        for i in range(count):
-            yield i, _flat(product([t[i] for t in vectors], False))
+        return torch.stack([_flat(product(list(self._parts(row)), False)) for row in rows])
 
     def _product(self, i: int) -> Product:
         if i in self._kept:
@@ -326,15 +318,19 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             yield
 
 
-@contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    """Work whatever mode the caller's code is in."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
-        yield
+def _plain(device: torch.device) -> ExitStack:
+    """Work whatever mode the caller's code is in.
+
+    What is plain already is left, as entering takes longer than a small network's kernels.
+    """
+    modes = ExitStack()
+    if torch.is_inference_mode_enabled():
+        modes.enter_context(torch.inference_mode(False))
+    if not torch.is_grad_enabled():
+        modes.enter_context(torch.enable_grad())
+    if torch.is_autocast_enabled(device.type):
+        modes.enter_context(torch.autocast(device.type, enabled=False))
+    return modes
 
 
 def hessian(
