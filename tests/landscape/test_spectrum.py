@@ -59,6 +59,18 @@ def test_eigenvalues(name, which):
     assert (residuals <= 3e-9 * largest).all()
 
 
+@pytest.mark.parametrize("which", ENDS)
+def test_eigenvalues_to_a_tolerance(which):
+    """Fewer products, residuals within it of the largest, and errors within residuals."""
+    matrix = rotated(CROWD)
+    full, loose = (eigenvalues(matrix, 6, which, tolerance=t) for t in (None, 1e-3))
+    assert loose.products < full.products
+    assert full.residuals.max() < loose.residuals.max() <= 1e-3 * 40
+    assert (np.abs(loose.values - ENDS[which](CROWD)) <= loose.residuals + 1e-13).all()
+    with pytest.raises(LandscapeError, match="tolerance: must be positive"):
+        eigenvalues(matrix, tolerance=0)
+
+
 def test_a_matrix_smaller_than_the_basis():
     found = eigenvalues(np.diag([3.0, -5.0, 1.0, 0.5]), 3, "both ends")
     np.testing.assert_allclose(found.values, [-5, 1, 3], rtol=1e-14)

@@ -1,6 +1,6 @@
 """What a diagnosis knows of a training, and what it suspects."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from thalweg.diagnosis.scale import Scale
@@ -64,6 +64,7 @@ class Case:
         scale: of validation metrics.
         flow: activations and gradients of one run, as `thalweg.landscape.flow` sees them.
         programs: passes already built.
+        changed: settings with a change, by its words.
     """
 
     given: Task
@@ -74,6 +75,13 @@ class Case:
     scale: Scale
     flow: Flow
     programs: Programs = field(default_factory=dict)
+    changed: dict[str, Setting] = field(default_factory=dict)
+
+    def made(self, words: str, setting: Callable[[], Setting]) -> Setting:
+        """The setting with a change, the same for all causes that want it."""
+        if words not in self.changed:
+            self.changed[words] = setting()
+        return self.changed[words]
 
     @property
     def skill(self) -> float:
@@ -86,6 +94,7 @@ class Case:
         return outcome.best("validation_metric", self.scale.floor, metric.higher_is_better)
 
     def said(self, outcome: Outcome) -> str:
-        """The metric of a training in a sentence: "accuracy 97.2 %"."""
+        """The metric of a training in a sentence: "a validation accuracy of 97.2 %"."""
         metric = self.scale.metric
-        return f"{metric.name} {shown(metric, float(self.scores(outcome).mean()))}"
+        score = shown(metric, float(self.scores(outcome).mean()))
+        return f"a validation {metric.name} of {score}"

@@ -184,8 +184,9 @@ def _diagnosis(
 
     findings.sort(key=order)
     findings = _folded(findings)
-    rows = [
-        {
+    named = {f.cause for f in findings}
+    rows = {
+        trial.words: {
             "cause": s.cause,
             "change": trial.words,
             "gain": e.gain,
@@ -193,11 +194,14 @@ def _diagnosis(
             "high": e.high,
             "metric": float(case.scores(tried[id(trial.setting)]).mean()),
         }
-        for s, effects in weighed
+        # Where several causes had a change tried, it is told of the one that was found.
+        for s, effects in sorted(weighed, key=lambda pair: pair[0].cause in named)
         for trial, e in effects
-    ]
+    }
     columns = ["cause", "change", "gain", "low", "high", "metric"]
-    trials = pd.DataFrame(rows, columns=columns)
+    trials = pd.DataFrame(rows.values(), columns=columns).sort_values(
+        "gain", ascending=False, ignore_index=True
+    )
     found = findings or [_healthy(case, len(tried) - 1, trials)]
     return Diagnosis(case, tuple(found), trials)
 
@@ -212,10 +216,15 @@ def _folded(findings: Sequence[Finding]) -> list[Finding]:
         return list(findings)
     rest = [f for f in findings[first + 1 :] if f.cause in IN_LAYERS]
     found = [f for f in findings if f not in rest]
-    seen = " ".join(f"Also: {f.evidence.partition('. The ')[0]}." for f in rest)
+    seen = " ".join(f"Also: {_first_sentence(f.evidence)}" for f in rest)
     one = found[first]
     found[first] = replace(one, evidence=f"{one.evidence} {seen}".strip())
     return found
+
+
+def _first_sentence(text: str) -> str:
+    first = text.partition(". As it is set")[0].removesuffix(".")
+    return f"{first[0].lower()}{first[1:]}."
 
 
 def _effects(
@@ -288,7 +297,7 @@ def _healthy(case: Case, trials: int, tried: pd.DataFrame) -> Finding:
     return Finding(
         HEALTHY,
         min(0.99, max(0.5, case.skill)),
-        f"The {case.said(case.base)} on validation data is {case.skill:.0%} of the way from "
+        f"Training comes to {case.said(case.base)}, which is {case.skill:.0%} of the way from "
         f"knowing nothing ({shown(metric, case.scale.floor)}) to the best of {trials} other "
         f"trainings ({shown(metric, case.scale.reach)}); no change that was tried gains enough to "
         f"count.",

@@ -1,6 +1,7 @@
 """The pictures of a diagnosis: data frame in, figure out; nothing is computed here."""
 
 import math
+from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,7 +13,8 @@ __all__ = ["curves", "rates", "trials"]
 
 BLUE, ORANGE, GREY = COLORS[0], COLORS[1], "#777777"
 LINES = {"train_loss": ("training", BLUE), "validation_loss": ("validation", ORANGE)}
-ROW = 34  # pixels of a trial
+ROW = 44  # pixels of a trial
+WIDTH = 68  # characters of a line
 
 
 def curves(frame: pd.DataFrame, loss: str, metric: str, percent: bool) -> go.Figure:
@@ -115,7 +117,7 @@ def trials(frame: pd.DataFrame) -> go.Figure:
         frame: a row a trial: ``cause, change, gain, low, high``, in shares of what can be reached.
     """
     mine = frame.iloc[::-1]
-    names = [f"{_short(row.change)}  <b>{row.cause}</b>" for row in mine.itertuples()]
+    names = ["<br>".join(wrap(change, WIDTH)) for change in mine["change"]]
     good = mine["low"] > 0
     figure = go.Figure()
     figure.add_scatter(
@@ -130,8 +132,8 @@ def trials(frame: pd.DataFrame) -> go.Figure:
         },
         mode="markers",
         marker={"size": 10, "color": [BLUE if g else GREY for g in good]},
-        customdata=mine["change"],
-        hovertemplate="%{customdata}: gains %{x:.1%}<extra></extra>",
+        customdata=mine[["change", "cause"]],
+        hovertemplate="%{customdata[0]}: gains %{x:.1%} (%{customdata[1]})<extra></extra>",
         showlegend=False,
     )
     figure.add_vline(x=0, line={"color": "#222222", "width": 1})
@@ -142,8 +144,4 @@ def trials(frame: pd.DataFrame) -> go.Figure:
         tickformat=".0%", title_text="gain, in shares of what the best training reached"
     )
     figure = finish(figure, max(200, ROW * len(mine) + 90), legend=False)
-    return figure.update_layout(margin={"l": 480})
-
-
-def _short(change: str) -> str:
-    return change if len(change) <= 62 else f"{change[:60]}…"
+    return figure.update_layout(margin={"l": 440})

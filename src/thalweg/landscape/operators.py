@@ -8,10 +8,10 @@ gradient.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
-from functools import partial
+from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,7 +36,8 @@ from thalweg.tasks.trial import called
 __all__ = ["NetworkOperator", "empirical_fisher", "gauss_newton", "hessian"]
 
 Array: TypeAlias = NDArray[Any]
-Product: TypeAlias = Callable[[list[Tensor], bool], list[Tensor]]
+# Of a vector, or of several in rows at once.
+Product: TypeAlias = Callable[[Tensor, bool], Tensor]
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 LossLike: TypeAlias = str | Loss | LossFunction
 # From loss, outputs and targets of a batch, and parameters, to products.
@@ -95,6 +96,7 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             for x, y in batches
             for i in range(0, _count(y), self.batch_size)
         ]
+        self._shares = [_count(y) / self.samples for _, y in self._batches]
         self._kept: dict[int, Product] = {}
         graph = self.bytes_per_sample * self.batch_size
         self._room = int(min(KEPT, KEPT_SHARE * self._free()) / graph)
@@ -104,7 +106,8 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
     def split(self, vector: Any) -> dict[str, Tensor]:
         """A vector's parts in the shapes of the parameters, by their names."""
         flat = torch.as_tensor(vector, dtype=self._dtype, device=self._device).reshape(self._size)
-        return dict(zip(self.names, self._parts(flat), strict=True))
+        pieces = zip(torch.split(flat, self._sizes), self._parameters, strict=True)
+        return dict(zip(self.names, (t.reshape(p.shape) for t, p in pieces), strict=True))
 
     def loss(self, step: Any = None) -> float:
         """Mean over all samples, with the parameters moved by ``step``, a vector, if given."""
@@ -138,11 +141,9 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
         return found
 
     def _matmat(self, matrix: Array) -> Array:
-        columns = matrix.shape[1]
-        found = np.empty((self._size, columns), self.dtype)
-        for i in range(0, columns, self._together):
-            found[:, i : i + self._together] = self._times(matrix[:, i : i + self._together].T).T
-        return found
+        step = self._together
+        parts = [self._times(matrix.T[i : i + step]) for i in range(0, matrix.shape[1], step)]
+        return np.concatenate(parts).T
 
     def _adjoint(self) -> "NetworkOperator":
         return self
@@ -151,27 +152,20 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
         """Products with several vectors, each a row."""
         with _plain(self._device):
             flat = torch.tensor(np.ascontiguousarray(rows, self.dtype), device=self._device)
-            vectors = list(self._parts(flat))
-            total = torch.zeros_like(flat)
-            for i, (_, y) in enumerate(self._batches):
-                share = _count(y) / self.samples
-                for place, found in self._each(self._product(i), vectors):
-                    total[place] += found if share == 1 else found * share
+            of_batches = (
+                self._each(self._product(i), flat) * share for i, share in enumerate(self._shares)
+            )
+            total = reduce(Tensor.add_, of_batches)
         return np.asarray(total.cpu().numpy())
 
-    def _each(
-        self, product: Product, vectors: list[Tensor]
-    ) -> Iterator[tuple[slice | int, Tensor]]:
-        """Products with several vectors, and which: at once where that is faster."""
-        count = len(vectors[0])
-        if self._vmapped and count > 1:
+    def _each(self, product: Product, rows: Tensor) -> Tensor:
+        """Products with several vectors: at once where that is faster."""
+        if self._vmapped and len(rows) > 1:
             try:
-                yield slice(None), _flat(product(vectors, True), True)
-                return
+                return product(rows, True)
             except RuntimeError:  # an operation of a person's own that cannot be vmapped
                 self._vmapped = False
-        for i in range(count):
-            yield i, _flat(product([t[i] for t in vectors], False))
+        return torch.stack([product(row, False) for row in rows])
 
     def _product(self, i: int) -> Product:
         if i in self._kept:
@@ -219,12 +213,6 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             of = deepcopy(of).to(self._device, self._dtype)
         return of
 
-    def _parts(self, flat: Tensor) -> Iterator[Tensor]:
-        """Of one vector or of several, in rows."""
-        pieces = torch.split(flat, self._sizes, dim=-1)
-        for piece, parameter in zip(pieces, self._parameters, strict=True):
-            yield piece.reshape(*flat.shape[:-1], *parameter.shape)
-
     def _ready(self, batch: Any) -> Any:
         def moved(t: Any) -> Any:
             if not isinstance(t, Tensor):
@@ -259,7 +247,7 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             )
         self._refuse_sums(outputs, y, loss)
         try:
-            self._recorded(x, y)([torch.zeros_like(p) for p in self._parameters], False)
+            self._recorded(x, y)(torch.zeros_like(_flat(self._parameters)), False)
             once, twice = (self._bytes(*tree_map(_repeated(n), (x, y))) for n in (1, 2))
         except RuntimeError as error:
             raise LandscapeError(
@@ -326,15 +314,19 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             yield
 
 
-@contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    """Work whatever mode the caller's code is in."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
-        yield
+def _plain(device: torch.device) -> ExitStack:
+    """Work whatever mode the caller's code is in.
+
+    What is plain already is left, as entering takes longer than a small network's kernels.
+    """
+    modes = ExitStack()
+    if torch.is_inference_mode_enabled():
+        modes.enter_context(torch.inference_mode(False))
+    if not torch.is_grad_enabled():
+        modes.enter_context(torch.enable_grad())
+    if torch.is_autocast_enabled(device.type):
+        modes.enter_context(torch.autocast(device.type, enabled=False))
+    return modes
 
 
 def hessian(
@@ -420,9 +412,9 @@ def empirical_fisher(
 
 
 def _gradient(
-    of: list[Tensor], by: list[Tensor], weights: list[Tensor], together: bool, create: bool = False
+    of: list[Tensor], by: list[Tensor], weights: list[Tensor], several: bool, create: bool = False
 ) -> list[Tensor]:
-    """Gradients of an inner product; ``weights`` of several, in rows, are taken together."""
+    """Gradients of an inner product; ``weights`` of several, in rows, are taken several."""
     pairs = [(t, w) for t, w in zip(of, weights, strict=True) if t.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(by)
     if pairs:
@@ -434,9 +426,9 @@ def _gradient(
             retain_graph=True,
             create_graph=create,
             allow_unused=True,
-            is_grads_batched=together,
+            is_grads_batched=several,
         )
-    rows = weights[0].shape[:1] if together else ()
+    rows = weights[0].shape[:1] if several else ()
     return [
         t.new_zeros((*rows, *t.shape)) if g is None else g for t, g in zip(by, found, strict=True)
     ]
@@ -444,8 +436,8 @@ def _gradient(
 
 def _second(loss: LossFunction, outputs: Any, y: Any, parameters: list[Tensor]) -> Product:
     value = loss(outputs, y)
-    slope = _gradient([value], parameters, [torch.ones_like(value)], False, create=True)
-    return partial(_gradient, slope, parameters)
+    slope = _flat(_gradient([value], parameters, [torch.ones_like(value)], False, create=True))
+    return lambda vector, several: _flat(_gradient([slope], parameters, [vector], several), several)
 
 
 def _gauss_newton(loss: LossFunction, outputs: Any, y: Any, parameters: list[Tensor]) -> Product:
@@ -456,9 +448,9 @@ def _gauss_newton(loss: LossFunction, outputs: Any, y: Any, parameters: list[Ten
     slope = _gradient([value], held, [torch.ones_like(value)], False, create=True)
     forward = _forward(ends, parameters)
 
-    def product(vectors: list[Tensor], together: bool) -> list[Tensor]:
-        moved = forward(vectors, together)
-        return _gradient(ends, parameters, _gradient(slope, held, moved, together), together)
+    def product(vector: Tensor, several: bool) -> Tensor:
+        weights = _gradient(slope, held, forward(vector, several), several)
+        return _flat(_gradient(ends, parameters, weights, several), several)
 
     return product
 
@@ -467,9 +459,9 @@ def _fisher(loss: LossFunction, outputs: Any, y: Any, parameters: list[Tensor]) 
     losses = _losses(loss, outputs, y)
     forward = _forward([losses], parameters)
 
-    def product(vectors: list[Tensor], together: bool) -> list[Tensor]:
-        (moved,) = forward(vectors, together)
-        return _gradient([losses], parameters, [moved / len(losses)], together)
+    def product(vector: Tensor, several: bool) -> Tensor:
+        (moved,) = forward(vector, several)
+        return _flat(_gradient([losses], parameters, [moved / len(losses)], several), several)
 
     return product
 
@@ -489,18 +481,20 @@ def _losses(loss: LossFunction, outputs: Any, y: Any) -> Tensor:
     return found
 
 
-def _forward(ends: list[Tensor], parameters: list[Tensor]) -> Product:
+def _forward(
+    ends: list[Tensor], parameters: list[Tensor]
+) -> Callable[[Tensor, bool], list[Tensor]]:
     """Directional derivatives of a network's ends, by differentiating its pass back.
 
     That pass is linear in what it is given, so that its derivative by that is the Jacobian itself.
     """
     given = [torch.zeros_like(t, requires_grad=True) for t in ends]
-    back = _gradient(ends, parameters, given, False, create=True)
-    return lambda vectors, together: _gradient(back, given, vectors, together)
+    back = _flat(_gradient(ends, parameters, given, False, create=True))
+    return lambda vector, several: _gradient([back], given, [vector], several)
 
 
-def _flat(parts: list[Tensor], together: bool = False) -> Tensor:
-    return torch.cat([t.reshape(len(t), -1) if together else t.reshape(-1) for t in parts], -1)
+def _flat(parts: list[Tensor], several: bool = False) -> Tensor:
+    return torch.cat([t.flatten(1 if several else 0) for t in parts], -1)
 
 
 def _repeated(times: int) -> Callable[[Any], Any]:

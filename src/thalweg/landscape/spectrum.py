@@ -23,6 +23,7 @@ __all__ = ["Density", "Eigenvalues", "Trace", "eigenvalues", "spectral_density",
 Array: TypeAlias = NDArray[np.floating[Any]]
 
 WHICH = {"LA": "LA", "SA": "SA", "LM": "LM", "both ends": "BE"}
+LOOSE = 1e-4  # tolerance, for which few vectors will do
 RESTARTS = 40  # of ARPACK, after which an end is too crowded for it
 SPARE, ITERATIONS = 6, 200  # of LOBPCG: vectors besides those asked for, and steps
 POWERS = 4
@@ -119,7 +120,9 @@ class Density:
         )
 
 
-def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eigenvalues:
+def eigenvalues(
+    op: Any, k: int = 1, which: str = "LM", *, tolerance: float | None = None, seed: int = 0
+) -> Eigenvalues:
     """Extreme eigenvalues of a symmetric operator, by SciPy's ``eigsh`` (ARPACK).
 
     From a start vector of its own seed. Of an operator so small that ARPACK's basis would be all of
@@ -134,6 +137,9 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
         k: how many.
         which: ``LA`` the largest, ``SA`` the smallest, ``LM`` the largest in absolute value,
             ``both ends`` as many of the smallest as of the largest (of an odd number one more).
+        tolerance: residuals at which SciPy stops, in parts of the eigenvalue (at the lower end, of
+            the largest one); by default what the products' precision allows. Where no other is
+            close, an eigenvalue's own error is about its square.
         seed: of the start vector.
 
     Raises:
@@ -144,11 +150,15 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
     n = counted.shape[0]
     if which not in WHICH:
         raise LandscapeError("which", f"must be one of {', '.join(WHICH)}, got {which!r}")
+    if tolerance is not None:
+        # ARPACK's is in parts of what is moved there, up to four times the largest eigenvalue.
+        part = positive("tolerance", tolerance) / (4 if which in ("SA", "both ends") else 1)
+        counted.tolerance = max(counted.tolerance, part)
     if k > n:
         raise LandscapeError("k", f"the operator has {n} eigenvalues, and {k} were asked for")
-    basis = _basis(k, which)
+    basis = _basis(k, which, counted.tolerance)
     # ARPACK's basis, the vectors that come of it, and their products.
-    _refuse("k", k, n, lambda few: min(_basis(few, which), n) + 2 * few)
+    _refuse("k", k, n, lambda few: min(_basis(few, which, counted.tolerance), n) + 2 * few)
     if basis >= n:
         matrix = _finite(counted @ np.eye(n))
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
@@ -165,9 +175,11 @@ def eigenvalues(op: Any, k: int = 1, which: str = "LM", *, seed: int = 0) -> Eig
     return Eigenvalues(values, vectors, residuals, counted.products)
 
 
-def _basis(k: int, which: str) -> int:
-    """Vectors that ARPACK keeps; the lower end of a loss's spectrum is crowded."""
-    return max(2 * k + 1, 60 if which in ("SA", "both ends") else 20)
+def _basis(k: int, which: str, tolerance: float) -> int:
+    """Vectors that ARPACK keeps, and makes before it looks whether they will do."""
+    if which in ("SA", "both ends"):  # the lower end of a loss's spectrum is crowded
+        return max(2 * k + 1, 60)
+    return max(2 * k + 1, 20 if tolerance < LOOSE else 8)
 
 
 def _chosen(values: Array, k: int, which: str) -> NDArray[np.intp]:
@@ -225,7 +237,7 @@ def _arpack(op: "_Counted", k: int, which: str, start: Array, size: float) -> Ar
     # at the lower end; away from zero it is relative to the largest.
     shift = {"SA": -3, "both ends": 3}.get(which, 0) * size
     moved = LinearOperator(op.shape, lambda v: op @ v + shift * v, dtype=np.float64)
-    basis = _basis(k, which)
+    basis = _basis(k, which, op.tolerance)
     try:
         found = eigsh(
             moved, k, which=WHICH[which], v0=start, ncv=basis, tol=op.tolerance, maxiter=RESTARTS

@@ -75,7 +75,7 @@ def vanishing(frame: pd.DataFrame) -> Symptom | None:
     return Symptom(
         "vanishing_gradient", first, int(frame["step"].min()), ratio, VANISHED,
         f"the gradient of the weights is {_times(1 / ratio)} times smaller at layer {first} than "
-        f"at {last}, in the median over steps",
+        f"at {last}{_over(frame)}",
     )  # fmt: skip
 
 
@@ -98,8 +98,8 @@ def exploding(frame: pd.DataFrame) -> Symptom | None:
     what = "of the weights" if ratio == of_weights else "with respect to outputs"
     return Symptom(
         "exploding_gradient", first, int(frame["step"].min()), ratio, EXPLODED,
-        f"the gradient {what} is {_times(ratio)} times larger at layer {first} than at {last}, "
-        f"in the median over steps",
+        f"the gradient {what} is {_times(ratio)} times larger at layer {first} than at {last}"
+        f"{_over(frame)}",
     )  # fmt: skip
 
 
@@ -201,6 +201,10 @@ def nonfinite(flow: Flow) -> Symptom | None:
 
 def _later(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["step"] >= frame["step"].median()]
+
+
+def _over(frame: pd.DataFrame) -> str:
+    return ", in the median over steps" if frame["step"].nunique() > 1 else ""
 
 
 def _of(many: int, count: int) -> str:

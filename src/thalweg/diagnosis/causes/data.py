@@ -53,7 +53,7 @@ def nan_in_data(case: Case) -> Suspicion | None:
     return Suspicion(
         "nan_in_data",
         f"{'; '.join(found)}. One such sample makes the loss of its batch NaN, and with it all "
-        f"weights. Without them the {case.said(case.base)} is reached.",
+        f"weights. Without them training comes to {case.said(case.base)}.",
         confidence=1.0,
         gain=1.0,
         advice="Leave these samples out or fill their values in, by the median of the training "

@@ -129,7 +129,7 @@ def _usual(case: Case, name: str, targets: str) -> Suspicion:
     return Suspicion(
         "wrong_loss",
         f"The loss is {task.loss.name!r}, and for {targets} {LOSSES[name].label} is usual; "
-        f"{went}, and the {case.said(case.base)}.",
+        f"{went}, and it comes to {case.said(case.base)}.",
         tuple(
             Trial(
                 f"train with the loss {name}"

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.diagnosis.case import Case, Suspicion, Trial
-from thalweg.diagnosis.changes import from_weights, initialised, moved, reset
+from thalweg.diagnosis.causes.mends import initialise, leave, trials
+from thalweg.diagnosis.changes import from_weights, moved
 from thalweg.landscape.critical import CriticalPoint, classify_network
 from thalweg.landscape.surface import hessian_at, module_at
 from thalweg.landscape.symptoms import vanishing
@@ -44,18 +45,9 @@ def zero_init(case: Case) -> Suspicion | None:
         "zero_init",
         f"{len(alike)} of {len(weights)} weight matrices start with all values at "
         f"{', '.join(map(number, values))} ({', '.join(list(alike)[:4])}"
-        f"{', …' if len(alike) > 4 else ''}): {why}. The {case.said(case.base)}.",
-        (
-            Trial(
-                "leave the weights as torch's layers initialise them (reset_parameters)",
-                case.setting.but(task=reset(task)),
-            ),
-            Trial(
-                "draw the weights at random with variance gain²/inputs (He or Glorot) and set the "
-                "biases to 0",
-                case.setting.but(task=initialised(task, case.flow.layers)),
-            ),
-        ),
+        f"{', …' if len(alike) > 4 else ''}): {why}. As it is set the "
+        f"training comes to {case.said(case.base)}.",
+        trials(case, (leave, initialise), slower=False),
     )
 
 
