@@ -16,7 +16,7 @@ from thalweg.diagnosis.changes import cleaned, from_weights
 from thalweg.diagnosis.checkpoint import weights_of
 from thalweg.diagnosis.result import Diagnosis, Finding
 from thalweg.diagnosis.scale import Effect, Scale, effect, scale_of
-from thalweg.diagnosis.setting import FEWEST, Array, Outcome, Setting, outcomes, possible
+from thalweg.diagnosis.setting import FEWEST, Array, Outcome, Setting, flushed, outcomes, possible
 from thalweg.landscape.flow import trained_under_watch
 from thalweg.numbers import number
 from thalweg.optim.registry import OPTIMIZERS
@@ -46,6 +46,7 @@ BELIEVED = 0.5
 LITTLE = 0.03  # that a healthy training could gain, and is told of
 
 
+@flushed()
 def diagnose(
     task: str | Task | Callable[[], Task],
     optimizer: Named = "adam",

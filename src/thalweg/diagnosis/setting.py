@@ -1,14 +1,15 @@
 """A training as it is set, and what came of several of them trained side by side."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from thalweg.studies.factors import Variant
 from thalweg.studies.spec import factors_of
 from thalweg.tasks import Task
 
-__all__ = ["FEWEST", "Outcome", "Setting", "outcomes", "possible"]
+__all__ = ["FEWEST", "Outcome", "Setting", "flushed", "outcomes", "possible"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -185,6 +186,21 @@ def _together(settings: Sequence[Setting]) -> list[list[int]]:
     for i, one in enumerate(settings):
         found.setdefault((id(one.task), one.batch_size, one.epochs), []).append(i)
     return list(found.values())
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    """Have numbers too small for a full mantissa taken for 0, as gradients that vanish are.
+
+    Processors take tenfold for them and more. The state before is found by a product, as torch has
+    no function that tells it.
+    """
+    before = not bool(torch.tensor([1e-310], dtype=torch.float64) * 1.0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def _trained(

@@ -204,7 +204,7 @@ def _later(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over(frame: pd.DataFrame) -> str:
-    return ", in the median over steps" if frame["step"].nunique() > 1 else ""
+    return ", in the median over steps" if len(frame["step"].unique()) > 1 else ""
 
 
 def _of(many: int, count: int) -> str:
