@@ -15,8 +15,8 @@ import thalweg
 from thalweg import studies
 from thalweg.studies.store import Store
 
-# Four chunks of 126 runs, on two cores some ten seconds of work.
-ASKED = {"seeds": 8, "epochs": 60, "name": "killed"}
+# Four chunks of 126 runs, on two cores some five seconds of work.
+ASKED = {"seeds": 8, "epochs": 30, "name": "killed"}
 COLUMNS = [
     "run", "outcome", "step", "epoch", "train_loss", "validation_loss", "validation_metric",
     "test_loss", "test_metric", "epochs_to_target",
@@ -58,8 +58,12 @@ def undisturbed():
 def test_killed_at_any_moment(tmp_path, undisturbed):
     db = tmp_path / "study.db"
     seen = committed(db)
+
+    def more():
+        return len(committed(db)) > len(seen)
+
     # Before anything is on record, in the midst of the first chunks, and of those after them.
-    for due, after in ((db.exists, 0.05), (db.exists, 2.0), (lambda: len(committed(db)) > 0, 0.2)):
+    for due, after in ((db.exists, 0.05), (db.exists, 1.0), (more, 0.2)):
         process = start(db)
         deadline = time.monotonic() + 120
         while not due() and process.poll() is None and time.monotonic() < deadline:
@@ -144,40 +148,58 @@ def coefficients(hyper, step):
 RULE = Rule("own", (Number("lr", 0.1),), (), coefficients, update, lr_range=(0.1, 1.0){more})
 """
 GOES_ON = """
-import sys, own, thalweg
-calls = []
-try:
-    thalweg.study("wine", [own.RULE, "sgd"], lr=[0.1], seeds=2, epochs=2, db=sys.argv[1],
-                  name="a", resume=True, progress=calls.append)
-except thalweg.StudyError as error:
-    print(error)
-else:
-    print(len(calls) > 0)
+import os, sys, numba, sqlalchemy, thalweg
+thalweg.study, thalweg.tasks.load("wine")  # imports
+for folder in sys.argv[2:]:
+    if os.fork():
+        assert os.wait()[1] == 0
+        continue
+    sys.path[0] = folder
+    import own
+    calls = []
+    try:
+        thalweg.study("wine", [own.RULE, "sgd"], lr=[0.1], seeds=2, epochs=2, db=sys.argv[1],
+                      name="a", resume=True, progress=calls.append)
+    except thalweg.StudyError as error:
+        print(error)
+    else:
+        print(len(calls) > 0)
+    sys.exit()
 """
 
 
-def goes_on(folder, scale=1.0, bent="x", more=""):
-    """Whether a process of its own trains, or the error that it ends with."""
-    (folder / "own.py").write_text(OWN.format(scale=scale, bent=bent, more=more))
+def goes_on(tmp_path, *modules):
+    """Of each module, whether a process of its own trains, or the error that it ends with.
+
+    They fork from one that has imported what all need.
+    """
+    folders = []
+    for changes in modules:
+        folders.append(tmp_path / str(len(list(tmp_path.iterdir()))))
+        folders[-1].mkdir()
+        source = OWN.format(**{"scale": 1.0, "bent": "x", "more": "", **changes})
+        (folders[-1] / "own.py").write_text(source)
     done = subprocess.run(
-        [sys.executable, "-B", "-W", "error", "-c", GOES_ON, str(folder / "a.db")],
-        cwd=folder,
+        [sys.executable, "-B", "-W", "error", "-c", GOES_ON, str(tmp_path / "a.db"), *folders],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 def test_a_rule_of_ones_own_is_known_by_its_code(tmp_path):
-    assert goes_on(tmp_path) == "True"
-    assert goes_on(tmp_path, more=", paper='on which nothing depends'") == "False"
-    for change in ({"bent": "maths.sqrt(x)"}, {"scale": 2.0}, {"more": ", own_decay=True"}):
-        problem = goes_on(tmp_path, **change)
-        assert problem == (
-            "resume: the code of own is not that of the last study named 'a'; give another name"
-        )
-    assert goes_on(tmp_path) == "False"
+    assert goes_on(tmp_path, {}) == ["True"]
+    problem = "resume: the code of own is not that of the last study named 'a'; give another name"
+    assert goes_on(
+        tmp_path,
+        {"more": ", paper='on which nothing depends'"},
+        {"bent": "maths.sqrt(x)"},
+        {"scale": 2.0},
+        {"more": ", own_decay=True"},
+        {},
+    ) == ["False", problem, problem, problem, "False"]
 
 
 def test_time_out_is_an_outcome_and_is_taken_up_again(tmp_path):
