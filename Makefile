@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 PINS := pyproject.toml constraints.txt
+# Hessians are compared with theirs. They ask for torchvision, which they do without, and which an
+# index may have for CUDA alone; then it breaks whatever imports it.
+HESSIANS := curvlinops-for-pytorch backpack-for-pytorch einconv einops unfoldNd linear_operator \
+  pyhessian
 
 .PHONY: help demo test lint bench docs clean
 
@@ -49,6 +53,7 @@ $(VENV)/.package: $(VENV)/bin/python $(PINS)
 
 $(VENV)/.test: $(VENV)/.package
 	$(PIP) -e '.[test,frameworks,peers]'
+	$(PIP) --no-deps $(HESSIANS)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.package
@@ -57,4 +62,5 @@ $(VENV)/.lint: $(VENV)/.package
 
 $(VENV)/.bench: $(VENV)/.package
 	$(PIP) -e '.[bench]'
+	$(PIP) --no-deps $(HESSIANS)
 	@touch $@
