@@ -60,7 +60,7 @@ HEALTHY: tuple[Trained, ...] = tuple(
         ("diabetes", {}),
         ("digits", {"optimizer": "sgd"}),
         ("digits", {"optimizer": "rmsprop", "schedule": "cosine"}),
-        ("wine", {"optimizer": "lion"}),
+        ("wine", {"optimizer": "lion", "lr": 1e-3}),
         ("diabetes", {"optimizer": "sgd"}),
         ("breast_cancer", {"optimizer": "momentum"}),
         ("convolutions", {}),
