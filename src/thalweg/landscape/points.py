@@ -252,13 +252,13 @@ def _on_line(function: Function, ends: tuple[float, float]) -> Points:
             found.append(at(x))
     zero = sign == 0
     flat = zero & (np.roll(zero, 1) | np.roll(zero, -1))
-    for i in np.flatnonzero(zero & ~flat).tolist():
+    for k in np.flatnonzero(zero & ~flat):
         # On a kink torch's derivative, that of abs at 0 say, is 0 as well.
-        sides = slope[[max(i - 1, 0), min(i + 1, SAMPLES - 1)]]
-        if sides[0] * sides[1] < 0 and _jumps(first, places[i], width, sides):
-            found += _kink(function, places[i], width, rises=sides[1] > 0)
+        sides = slope[max(int(k) - 1, 0) : k + 2][[0, -1]]
+        if sides[0] * sides[1] < 0 and _jumps(first, places[k], width, sides):
+            found += _kink(function, places[k], width, rises=sides[1] > 0)
         else:
-            found.append(at(places[i]))
+            found.append(at(places[k]))
     size = np.abs(slope)
     touches = (size[1:-1] < size[:-2]) & (size[1:-1] < size[2:]) & (sign[:-2] * sign[2:] > 0)
     for i in np.flatnonzero(touches & ~zero[1:-1]) + 1:
