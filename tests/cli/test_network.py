@@ -75,7 +75,7 @@ def test_as_json_it_is_what_the_networks_give(here, wine, capsys):
 def test_bad_values_are_refused_before_anything_is_written(here, wine):
     for arguments, message in (
         ({"optimizers": []}, "optimizers: none given; `thalweg optimizers` lists them"),
-        ({"optimizers": ["sdg"]}, "optimizers: there is no 'sdg'; choose from sgd, "),
+        ({"optimizers": ["sdg"]}, "optimizers: there is no 'sdg'; did you mean sgd?"),
         ({"epochs": 0}, "epochs: must be a whole number of at least 1, got 0"),
         ({"seed": -1}, "seed: must be a whole number from 0, got -1"),
         ({"batch_size": 999}, "batch_size: 999 is more than the 106 training samples"),

@@ -62,7 +62,7 @@ def test_where_there_is_no_minimum(run):
 
 def test_all_of_the_options(run):
     code, out, error = run(
-        "surface", "himmelblau", "--range", "x=-5:5,y=-4:4", "--lr", "sgd=0.01,adam=0.2",
+        "surface", "himmelblau", "--range", "y=-4:4,x=-5:5", "--lr", "sgd=0.01,adam=0.2",
         "--optimizers", "sgd,adam", "--noise", "0.1", "--seed", "3", "--schedule", "cosine",
         "--tolerance", "1e-6", "--steps", "30", "--json",
     )  # fmt: skip
@@ -97,6 +97,11 @@ def test_the_list(here, run):
         (["canyon", "--start", "a,b"], "--start: 'a' is no number"),
         (["log(x)", "--start", "-1"], "--start: log(x) or its gradient is not finite at -1"),
         (["canyon", "--range", "3"], "--range: '3' is no range; write lowest:highest"),
+        (["canyon", "--range", "x=-2:2,x=0:1"], "--range: 'x=-2:2,x=0:1' must name x and y, each"),
+        (
+            ["canyon", "--range", "x=-2:2"],
+            "--range: 'x=-2:2' must name x and y, each once, or none",
+        ),
         (["canyon", "--range", "2:-2"], "--range: must be a lowest and a higher value"),
         (["canyon", "--steps", "0"], "--steps: must be a whole number of at least 1, got 0"),
         (["canyon", "--tolerance", "-1"], "--tolerance: must be positive"),

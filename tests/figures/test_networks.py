@@ -64,6 +64,24 @@ def test_named_points_are_in_the_legend_and_zero_loss_is_a_hole(grid):
     assert len(networks.loss_surface(holed, marks, ("a", "b"), "loss").data) == 2
 
 
+@pytest.mark.parametrize("shift", [-4.0, -10.0, np.nan])
+def test_losses_below_zero_are_drawn_as_they_are(grid, shift):
+    """Some, or all: a likelihood's logarithm has no sign of its own. And all zero."""
+    low = grid.add([0, 0, shift, shift]).fillna(0.0)
+    mark = pd.DataFrame({"name": ["A"], "alpha": [0.0], "beta": [0.0], "train_loss": [shift]})
+    contour = networks.loss_contour(low, mark, ("a", "b"), "loss")
+    drawn = named(contour, "training")[0]
+    expected = low["train_loss"].to_numpy().reshape(3, 2).T
+    np.testing.assert_array_equal(drawn.z, expected)
+    losses = low[["train_loss", "validation_loss"]].to_numpy()
+    assert drawn.zmin == losses.min()
+    assert drawn.zmax == pytest.approx(losses.max(), abs=1e-5)
+    assert named(contour, "validation")[0].colorbar.ticktext is None  # those of the axis itself
+    np.testing.assert_array_equal(
+        networks.loss_surface(low, mark, ("a", "b"), "loss").data[0].z, expected
+    )
+
+
 def test_an_interpolation_has_both_sets_and_its_ends():
     line = pd.DataFrame(
         {

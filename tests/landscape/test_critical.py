@@ -30,6 +30,7 @@ def rosenbrock(x):
         (monkey, [0.0, 0.0], "degenerate", [0, 0]),
         (lambda x: 0 * x.sum() + 7, [1.0, 2.0], "degenerate", [0, 0]),
         (lambda x: x.sum(), [1.0, 2.0], "not critical", [0, 0]),
+        (lambda x: x.abs().sum(), [0.0, 0.0], "degenerate", [0, 0]),  # torch's derivatives are 0
         # [[802, -400], [-400, 200]], whose trace is 1002 and determinant 400.
         (rosenbrock, [1.0, 1.0], "minimum", 501 + math.sqrt(501**2 - 400) * np.array([-1, 1])),
         # Its value is 1e9 times less curved one way than the other, and that is no rounding.

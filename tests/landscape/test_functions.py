@@ -88,6 +88,11 @@ def test_names_as_people_type_them(typed, name):
     assert function(typed) is FUNCTIONS[name]
 
 
+@pytest.mark.parametrize(("typed", "value"), [("x²", 4.0), ("x³", 8.0), ("x¹⁰", 1024.0)])
+def test_a_power_in_superscript_is_no_name(typed, value):
+    assert float(function(typed)(tensor([2.0]))) == value
+
+
 def test_an_expression_is_a_function_of_its_own():
     f = function("exp(x) - y")
     assert (f.name, f.text, f.variables) == ("exp(x) - y", "exp(x) - y", ("x", "y"))
@@ -101,6 +106,8 @@ def test_an_expression_is_a_function_of_its_own():
         ("ackley", "there is no function 'ackley'; choose from risk, empirical"),
         ("sin", "has no variable"),
         ("x y", "column 3: no sign"),
+        ("πx", "column 2: no sign"),
+        ("x" * 2000, f"there is no function '{'x' * 80}…';"),
     ],
 )
 def test_what_is_no_function(typed, message):

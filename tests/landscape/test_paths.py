@@ -205,6 +205,17 @@ def test_no_theory_with_decay_or_bounds():
         assert limit(mover, 4.0)[1] == ""
 
 
+def test_no_theory_where_the_velocity_takes_nothing_of_the_gradient():
+    (row,) = diverging(descend("canyon", ["sgd:momentum=0.5:dampening=1"], steps=20)).itertuples()
+    assert math.isnan(row.theory)
+
+
+def test_what_a_small_gradient_far_from_the_minimum_is():
+    # gradient 2e-8 * 2: a path ends where it starts, and the minimum is 2 away
+    row = descend("1e-8*x**2", ["sgd"], starts=[(2.0,)], steps=5).table.iloc[0]
+    assert (row["outcome"], row["steps"], row["kind"]) == ("tolerance", 0, "flat")
+
+
 def test_a_start_where_the_function_is():
     f = function("log(x - 1)")
     descent = descend(f, ["sgd"], steps=5)
@@ -228,11 +239,14 @@ def test_a_start_where_the_function_is():
         ({"starts": [(1.0,)]}, "start: must be a finite number for each of x and y, got 1"),
         ({"starts": [(math.nan, 1.0)]}, "start: must be a finite number"),
         ({"starts": []}, "start: none given"),
+        ({"starts": [0.5]}, r"start: each must be .* in parentheses, \(1, 2\) say, got \[0.5\]"),
         ({"box": ((1, 0), (0, 1))}, "range: must be a lowest and a higher value of each of x and"),
         ({"box": ((0, 1),)}, "range: must be .* got 0:1"),
+        ({"box": (0, 1)}, r"range: must be .* got \(0, 1\)"),
         ({"steps": 0}, "steps: must be a whole number of at least 1"),
         ({"tolerance": 0.0}, "tolerance: must be positive"),
         ({"noise": math.nan}, "noise: must be at least 0"),
+        ({"noise": None}, "noise: must be at least 0 and finite, got None"),
         ({"seed": -1}, "seed: must be a whole number from 0, got -1"),
         ({"schedule": "cosin"}, "schedule: there is no schedule 'cosin'"),
     ],

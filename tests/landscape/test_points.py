@@ -30,7 +30,10 @@ def kinds(points):
         ("(x - 0.2)**4", [(0.2, "minimum", True)]),
         ("-(x - 0.2)**6", [(0.2, "maximum", True)]),
         ("abs(x - 0.2)", [(0.2, "minimum", False)]),
+        ("abs(x)", [(0.0, "minimum", False)]),  # where torch's derivative is 0
+        ("-abs(x) + x/4", [(0.0, "maximum", False)]),
         ("sqrt(abs(x - 0.3))", [(0.3, "minimum", False)]),
+        ("abs(x - 0.2)**1.5", [(0.2, "minimum", True)]),  # smooth, on no grid
         ("abs(x)**1.5", [(0.0, "minimum", True)]),  # without a second derivative
         ("x*log(x)", [(1 / math.e, "minimum", False)]),  # half of the range without values
         ("tanh(x)", []),
@@ -161,3 +164,35 @@ def test_a_table_of_them():
     assert table["kind"].tolist() == ["minimum", "maximum"]
     assert table["value"].tolist() == pytest.approx([-2, 2])
     assert table["y"].isna().all()
+
+
+def test_a_small_gradient_far_from_the_minimum_is_no_minimum():
+    # 4.4e-8 at x = 2.2, which is 0.37 of the range away from the only critical point
+    point = kind_at(function("1e-8*x**2"), [2.2], 6.0, gradient=1e-5)
+    assert point.kind == "flat"
+    assert "no critical point is near" in point.why
+    assert kind_at(function("1e-8*x**2"), [1e-3], 6.0, gradient=1e-5).kind == "minimum"
+    # Most of this gradient is across, where the minimum is near: 1e-6 along and 5e-6 across.
+    narrow = function("1e-6*x**2 + 1e3*y**2")
+    assert kind_at(narrow, [1e-6, 5e-9], 6.0, gradient=1e-4).kind == "minimum"
+
+
+def test_the_end_of_a_path_in_a_valley_is_what_the_valley_is():
+    # of x²y² every point with y = 0 is a minimum; Newton's method runs along the valley
+    point = kind_at(function("x**2*y**2"), [1.46, 1e-6], 6.0, gradient=1e-5)
+    assert (point.kind, point.degenerate) == ("minimum", True)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [((-1.0, 1.0),), ((-1, 1),) * 3, ((1, -1), (0, 1)), ((0, math.nan), (0, 1)), "ab", 3, (-1, 1),
+     ((-1e308, 1e308), (0, 1))],
+)  # fmt: skip
+def test_a_range_that_is_not_the_functions(box):
+    with pytest.raises(LandscapeError, match=r"range: must be a lowest and a higher value of each"):
+        found("x**2 + y**2", box)
+
+
+def test_an_expression_for_a_function_is_refused():
+    with pytest.raises(LandscapeError, match="function: must be one that `function` gives"):
+        critical_points("x**2")

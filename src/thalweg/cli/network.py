@@ -184,7 +184,8 @@ def _write(out: Path, task: "Task", found: Sequence[_Solution], line: "Surface |
         "Losses and metrics are of the whole training and validation sets in evaluation mode; "
         "batch normalisation uses the statistics that came with the trained weights, on the line "
         "between two solutions those between theirs.",
-        "Colours are on a logarithmic scale, the same for both sets of a figure.",
+        "Colours are on a logarithmic scale, unless losses are negative, the same for both sets of "
+        "a figure.",
         *([sentence(found[0].random.note)] if found[0].random.note else []),
     ]
     parts.append(("How it was done", "", listed(notes)))

@@ -201,7 +201,7 @@ def _function_surface(
     from thalweg.landscape.paths import DEFAULT, descend, diverging
 
     f = function(text)
-    box = f.range if given["range"] is None else _box(given["range"], len(f.variables))
+    box = f.range if given["range"] is None else _box(given["range"], f.variables)
     asked = {name: given[name] for name in ("steps", "tolerance", "noise", "schedule")}
     descent = descend(
         f,
@@ -251,14 +251,20 @@ def _place(text: str) -> list[float]:
     return [_number("--start", word) for word in text.split(",")]
 
 
-def _box(text: str, variables: int) -> "Box":
-    pairs = []
+def _box(text: str, variables: Sequence[str]) -> "Box":
+    pairs, named = [], []
     for one in text.split(","):
-        low, colon, high = one.rpartition("=")[2].partition(":")
+        name, equals, ends = one.rpartition("=")
+        low, colon, high = ends.partition(":")
         if not colon:
             refuse("--range", f"{one.strip()!r} is no range; write lowest:highest, -2:2 say")
         pairs.append((_number("--range", low), _number("--range", high)))
-    return tuple(pairs * variables if len(pairs) == 1 else pairs)
+        named += [name.strip()] * len(equals)
+    if named:
+        if sorted(named) != sorted(variables) or len(named) != len(pairs):
+            refuse("--range", f"{text!r} must name {' and '.join(variables)}, each once, or none")
+        pairs = [pairs[named.index(variable)] for variable in variables]
+    return tuple(pairs * len(variables) if len(pairs) == 1 else pairs)
 
 
 def _print_list() -> None:
@@ -325,7 +331,7 @@ def _first(descent: "Descent") -> str:
     kind = {"saddle": "a saddle point", "flat": "a plateau"}.get(best["kind"], f"a {best['kind']}")
     return (
         f"{best['optimizer']} was the first to come to rest, at {kind} after {best['steps']:,} "
-        f"step{'s' if best['steps'] > 1 else ''}"
+        f"step{'s' if best['steps'] != 1 else ''}"
     )
 
 
@@ -444,7 +450,7 @@ def _write(out: Path, descent: "Descent", rates: "pd.DataFrame") -> None:
             f"{descent.tolerance:g}, or after {descent.steps:,} steps. {_said_of_ends(descent)}",
             table(HEADS, _rows(descent)),
         ),
-        ("How the gradient vanishes", "", progress(descent.paths, descent.tolerance, colors)),
+        ("The gradient along the way", "", progress(descent.paths, descent.tolerance, colors)),
     ]
     if rates["diverges_at"].notna().any():
         parts.append(

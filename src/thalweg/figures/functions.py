@@ -56,11 +56,11 @@ def descent_on_line(
     _animate(figure, growing, steps)
     _points(figure, points, "value")
     seen = curve["value"].dropna()
-    edge = 0.12 * max(float(seen.max() - seen.min()), 1e-12)
+    high, low = float(seen.max()), float(seen.min())
+    edge = max(high - low, 1e-12)
+    below = 0.25 if "minimum" in set(points["kind"]) else 0.12  # room for a label
     figure.update_xaxes(title_text="x", range=ends)
-    figure.update_yaxes(
-        title_text="value", range=[float(seen.min()) - edge, float(seen.max()) + edge]
-    )
+    figure.update_yaxes(title_text="value", range=[low - below * edge, high + 0.12 * edge])
     finish(figure, 620)
     return figure.update_layout(margin={"b": 140, "t": 60})
 
@@ -160,7 +160,7 @@ def descent_on_plane(
             "yaxis": {**axis, "title": "y", "range": ends[2:]},
             "zaxis": {**axis, "title": "value"},
             "aspectratio": {"x": 1, "y": 1, "z": 0.75},
-            "camera": {"eye": {"x": -0.9, "y": -1.15, "z": 1.35}},
+            "camera": {"eye": {"x": -1.05, "y": -1.34, "z": 1.5}},
         },
     )
     return figure
@@ -341,7 +341,7 @@ def _animate(
 
 
 def progress(paths: pd.DataFrame, tolerance: float, colors: Mapping[str, str]) -> go.Figure:
-    """How the gradient vanishes.
+    """The norm of the gradient along the paths.
 
     Args:
         paths: ``optimizer, start, step, gradient_norm``.

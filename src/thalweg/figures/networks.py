@@ -1,8 +1,8 @@
 """The pictures of the loss around a network: data in, figure out; nothing is computed here."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from thalweg.figures.style import finish
 from thalweg.numbers import number
 
 __all__ = ["interpolation", "loss_contour", "loss_surface"]
+
+Numbers: TypeAlias = NDArray[np.float64]
 
 BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#777777", "#111111"
 PATH = "#e6007e"  # on all of the colours below it
@@ -40,14 +42,15 @@ def loss_contour(
         horizontal_spacing=0.04,
         subplot_titles=[f"{name} {loss}" for _, name in SETS],
     )
-    low, high = _ends(grid[[column for column, _ in SETS]].to_numpy())
-    ticks = _ticks(low, high)
+    both = grid[[column for column, _ in SETS]].to_numpy()
+    height = _height(both)
+    low, high = _ends(height(both))
     for k, (column, name) in enumerate(SETS, 1):
         alpha, beta, values = _mesh(grid, column)
         figure.add_contour(
             x=alpha,
             y=beta,
-            z=_logs(values),
+            z=height(values),
             customdata=values,
             zmin=low,
             zmax=high,
@@ -56,8 +59,7 @@ def loss_contour(
             colorscale=SCALE,
             colorbar={
                 "title": loss,
-                "tickvals": np.log10(ticks),
-                "ticktext": list(map(number, ticks)),
+                **(_ticks(low, high) if height is _logs else {}),
             },
             showscale=k == 2,
             name=name,
@@ -138,15 +140,15 @@ def loss_surface(
         loss: what the height is called.
     """
     alpha, beta, values = _mesh(grid, "train_loss")
-    low, high = _ends(values)
-    logs, ticks = _logs(values), _ticks(low, high)
+    height = _height(values)
+    low, high = _ends(height(values))
     lift = 0.01 * (high - low)  # so that lines are not half in the ground
-    heights = _logs(marks["train_loss"].to_numpy()) + lift
+    heights = height(marks["train_loss"].to_numpy()) + lift
     figure = go.Figure(
         go.Surface(
             x=alpha,
             y=beta,
-            z=logs,
+            z=height(values),
             customdata=values,
             cmin=low,
             cmax=high,
@@ -190,8 +192,7 @@ def loss_surface(
             "yaxis": {"title": {"text": labels[1]}, **axis},
             "zaxis": {
                 "title": {"text": f"training {loss}"},
-                "tickvals": np.log10(ticks),
-                "ticktext": list(map(number, ticks)),
+                **(_ticks(low, high) if height is _logs else {}),
                 **axis,
             },
             "aspectmode": "manual",
@@ -250,30 +251,41 @@ def interpolation(
     return finish(figure, 520).update_layout(showlegend=True)
 
 
-def _mesh(
-    grid: pd.DataFrame, column: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _mesh(grid: pd.DataFrame, column: str) -> tuple[Numbers, Numbers, Numbers]:
     """Both axes, and a column as rows of ``beta``."""
     table = grid.pivot_table(column, "beta", "alpha", dropna=False)
     return table.columns.to_numpy(), table.index.to_numpy(), table.to_numpy()
 
 
-def _logs(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logarithms, as losses on a plane range over powers of ten; a hole where there is none."""
+def _height(values: Numbers) -> Callable[[Numbers], Numbers]:
+    """What is drawn of losses: their logarithms, as they range over powers of ten on a plane.
+
+    The losses themselves where a logarithm has nothing to say: some are negative, or all zero.
+    """
+    finite = values[np.isfinite(values)]
+    return _logs if finite.min() >= 0 and finite.max() > 0 else _as_it_is
+
+
+def _logs(values: Numbers) -> Numbers:
+    """A hole where there is none."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs: NDArray[np.float64] = np.where(values > 0, np.log10(values), np.nan)
+        logs: Numbers = np.where(values > 0, np.log10(values), np.nan)
     return logs
 
 
-def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
-    logs = _logs(values)
-    finite = logs[np.isfinite(logs)]
+def _as_it_is(values: Numbers) -> Numbers:
+    return values
+
+
+def _ends(heights: Numbers) -> tuple[float, float]:
+    finite = heights[np.isfinite(heights)]
     return float(finite.min()), max(float(finite.max()), float(finite.min()) + 1e-6)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float) -> dict[str, Any]:
     """Round numbers between two powers of ten: 1, 2 and 5 of each, or 1 alone of many."""
     heads = (1, 2, 5) if high - low < 4 else (1,)
     powers = range(math.floor(low), math.ceil(high) + 1)
     inside = [h * 10.0**p for p in powers for h in heads if low <= math.log10(h) + p <= high]
-    return inside or [10**low, 10**high]
+    ticks = inside or [10**low, 10**high]
+    return {"tickvals": np.log10(ticks), "ticktext": list(map(number, ticks))}

@@ -1,11 +1,15 @@
 """What a person asks for, checked where it comes in; one sentence for what cannot be used."""
 
+import math
 from functools import partial
+from typing import Any
+
+import numpy as np
 
 from thalweg import errors
 from thalweg.errors import ArgumentError
 
-__all__ = ["LandscapeError", "positive", "seeds_of", "whole"]
+__all__ = ["LandscapeError", "not_negative", "positive", "seed_of", "seeds_of", "whole"]
 
 
 class LandscapeError(ArgumentError):
@@ -15,3 +19,21 @@ class LandscapeError(ArgumentError):
 whole = partial(errors.whole, error=LandscapeError)
 positive = partial(errors.positive, error=LandscapeError)
 seeds_of = partial(errors.seeds_of, error=LandscapeError)
+
+
+def not_negative(argument: str, value: Any) -> float:
+    """A finite number from 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise LandscapeError(argument, f"must be at least 0 and finite, got {value!r}")
+    return number
+
+
+def seed_of(value: Any) -> int:
+    """A whole number from 0."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+        raise LandscapeError("seed", f"must be a whole number from 0, got {value!r}")
+    return int(value)

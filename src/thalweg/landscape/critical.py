@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
-from thalweg.landscape.arguments import LandscapeError
+from thalweg.landscape.arguments import LandscapeError, not_negative
 from thalweg.landscape.operators import LossLike, hessian
 from thalweg.landscape.spectrum import eigenvalues
 
@@ -95,14 +95,14 @@ def classify(
     if not value.requires_grad:
         raise LandscapeError("f", "does not depend on x by operations that torch can follow")
     slope = _derivative(value, there, torch.ones_like(value))
-    gradient = slope.detach().flatten().numpy()
+    gradient = slope.detach().flatten().numpy(force=True)
     if not np.isfinite(gradient).all():
         raise LandscapeError("f", f"its gradient is not finite at {_shown(place)}")
     n = place.numel()
 
     def times(vector: Array) -> Array:
         along = torch.from_numpy(np.array(vector, np.float64)).reshape(place.shape)
-        return _derivative(slope, there, along).detach().flatten().numpy()
+        return _derivative(slope, there, along).detach().flatten().numpy(force=True)
 
     products = LinearOperator((n, n), times, dtype=np.float64)
     exact = n <= EXACT
@@ -256,7 +256,9 @@ def _verdict(norm: float, flat: float, spectrum: _Spectrum, zero: float) -> tupl
 
     def counted(count: int, what: str) -> str:
         of = f"{count} of {len(values)} eigenvalues" if spectrum.exact else f"{count} eigenvalues"
-        if count == 1:
+        if len(values) == 1:
+            of = "the eigenvalue"
+        elif count == 1:
             of = of if spectrum.exact else "1 eigenvalue"
         return f"{some}{of} {'is' if count == 1 else 'are'} {what}"
 
@@ -303,15 +305,7 @@ def _place(x: Any) -> Tensor:
 
 
 def _limit(argument: str, given: float | None) -> float | None:
-    if given is None:
-        return None
-    try:
-        number = float(given)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise LandscapeError(argument, f"must be at least 0 and finite, got {given!r}")
-    return number
+    return None if given is None else not_negative(argument, given)
 
 
 def _value(f: Callable[[Tensor], Tensor], x: Tensor, finite: bool = True) -> Tensor:

@@ -1,9 +1,11 @@
 """Functions of one and two variables: those with a name, and any that a person types."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,14 +13,14 @@ import torch
 from torch import Tensor
 
 from thalweg.landscape.arguments import LandscapeError
-from thalweg.landscape.expression import CALLS, CONSTANTS, VARIABLES, Evaluate, parse
+from thalweg.landscape.expression import CALLS, CONSTANTS, SHOWN, VARIABLES, Evaluate, parse
 from thalweg.optim.registry import key
 
-__all__ = ["FUNCTIONS", "Box", "Function", "function"]
+__all__ = ["FUNCTIONS", "Box", "Function", "checked_box", "function"]
 
 Box = tuple[tuple[float, float], ...]
 
-_NAME = re.compile(r"[^\W\d][\w '–-]*")
+_NAME = re.compile(r"[^\W\dπ](?:[^\W²³¹⁰⁴-⁹π]|[ '–-])*")
 
 USUAL = (-3.0, 3.0)  # of each variable, for what a person types
 
@@ -239,9 +241,28 @@ def function(text: str) -> Function:
             if near
             else f"choose from {', '.join(FUNCTIONS)}, or write an expression in x, or x and y"
         )
-        raise LandscapeError("expression", f"there is no function {text!r}; {meant}")
+        shown = text if len(text) <= SHOWN else text[:SHOWN] + "…"
+        raise LandscapeError("expression", f"there is no function {shown!r}; {meant}")
     for one in FUNCTIONS.values():
         if _bare(one.text) == _bare(text):
             return one
     variables, evaluate = parse(text)
     return Function(text, text, variables, (USUAL,) * len(variables), (), evaluate=evaluate)
+
+
+def checked_box(f: Function, box: Any) -> Box:
+    """The range of a function's variables that was asked for.
+
+    Raises:
+        LandscapeError: unless it is a lowest and a higher value of each, a finite way apart.
+    """
+    wanted = f"must be a lowest and a higher value of each of {' and '.join(f.variables)}"
+    try:
+        pairs = [tuple(map(float, ends)) for ends in box]
+    except (TypeError, ValueError):
+        raise LandscapeError("range", f"{wanted}, got {box!r}") from None
+    sound = all(len(p) == 2 and 0 < p[1] - p[0] < math.inf for p in pairs)
+    if len(pairs) != len(f.variables) or not sound:
+        shown = ", ".join(":".join(f"{end:g}" for end in pair) for pair in pairs)
+        raise LandscapeError("range", f"{wanted}, got {shown}")
+    return tuple((low, high) for low, high in pairs)

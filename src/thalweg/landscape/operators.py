@@ -30,7 +30,7 @@ from thalweg.tasks.blame import first_line
 from thalweg.tasks.losses import as_loss
 from thalweg.tasks.memory import SHARE, available_memory, shown
 from thalweg.tasks.samples import of_dataset, of_loader
-from thalweg.tasks.states import random_states
+from thalweg.tasks.states import gpus, random_states
 from thalweg.tasks.trial import called
 
 __all__ = ["NetworkOperator", "empirical_fisher", "gauss_newton", "hessian"]
@@ -224,7 +224,7 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
     def _tried(self, batch: Any) -> int:
         """Bytes of the graph of a sample; refuses what products would be wrong of."""
         x, y = self._ready(tree_map(lambda t: t[:2], batch))
-        before = torch.get_rng_state()
+        before = _torch_states()
         try:
             outputs = called(self._model, x)
             loss = self._loss(outputs, y)
@@ -239,7 +239,7 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             raise LandscapeError("loss", f"must return one number, a scalar tensor; got {kind}")
         if not bool(loss.isfinite()):
             raise LandscapeError("loss", f"is {float(loss.detach()):g} on the first samples")
-        if not torch.equal(before, torch.get_rng_state()):
+        if not all(map(torch.equal, before, _torch_states())):
             raise LandscapeError(
                 "model",
                 "it or the loss draws random numbers in evaluation mode too, so that the loss is "
@@ -312,6 +312,11 @@ class NetworkOperator(LinearOperator):  # type: ignore[misc]
             sdpa_kernel(SDPBackend.MATH),
         ):
             yield
+
+
+def _torch_states() -> list[Tensor]:
+    """Of the CPU, and of GPUs, on which a model there draws."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, gpus())]
 
 
 def _plain(device: torch.device) -> ExitStack:

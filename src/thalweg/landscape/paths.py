@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thalweg.landscape.arguments import LandscapeError, positive, whole
-from thalweg.landscape.functions import Box, Function, function
+from thalweg.landscape.arguments import LandscapeError, not_negative, positive, seed_of, whole
+from thalweg.landscape.functions import Box, Function, checked_box, function
 from thalweg.landscape.points import Point, Points, critical_points, kind_at
 from thalweg.optim.registry import OPTIMIZERS, key
 from thalweg.replicas.update import Replica, Updates
@@ -150,13 +150,10 @@ def descend(
     """
     f = function(on) if isinstance(on, str) else on
     movers = _with_rates([_read(text) for text in _listed(optimizers)], lr)
-    box = f.range if box is None else _checked_box(f, box)
+    box = f.range if box is None else checked_box(f, box)
     begin = _starts(f, starts, box)
     steps, tolerance = whole("steps", steps), positive("tolerance", tolerance)
-    if not 0 <= noise < math.inf:
-        raise LandscapeError("noise", f"must be at least 0 and finite, got {noise!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise LandscapeError("seed", f"must be a whole number from 0, got {seed!r}")
+    noise, seed = not_negative("noise", noise), seed_of(seed)
     factors = None
     if schedule is not None:
         try:
@@ -261,36 +258,26 @@ def _with_rates(movers: list[Mover], lr: float | Mapping[str, float] | None) -> 
     ]
 
 
-def _checked_box(f: Function, box: Box) -> Box:
-    pairs = [tuple(map(float, ends)) for ends in box]
-    sound = all(len(p) == 2 and -math.inf < p[0] < p[1] < math.inf for p in pairs)
-    if len(pairs) != len(f.variables) or not sound:
-        raise LandscapeError(
-            "range",
-            f"must be a lowest and a higher value of each of {_names(f)}, got "
-            f"{', '.join(':'.join(f'{end:g}' for end in pair) for pair in pairs)}",
-        )
-    return tuple((low, high) for low, high in pairs)
-
-
-def _names(f: Function) -> str:
-    return " and ".join(f.variables)
-
-
 def _starts(
     f: Function, starts: Sequence[Sequence[float]] | None, box: Box
 ) -> tuple[tuple[float, ...], ...]:
     if starts is None:
         return (_usual_start(f, box),)
-    begin = tuple(tuple(map(float, start)) for start in starts)
+    wanted = f"must be a finite number for each of {' and '.join(f.variables)}"
+    try:
+        begin = tuple(tuple(map(float, start)) for start in starts)
+    except (TypeError, ValueError):
+        raise LandscapeError(
+            "start",
+            f"each {wanted}, in parentheses, {'(0.5,)' if len(box) == 1 else '(1, 2)'} "
+            f"say, got {starts!r}",
+        ) from None
     if not begin:
         raise LandscapeError("start", "none given")
     for one in begin:
         shown = ",".join(f"{value:g}" for value in one)
         if len(one) != len(f.variables) or not all(map(math.isfinite, one)):
-            raise LandscapeError(
-                "start", f"must be a finite number for each of {_names(f)}, got {shown}"
-            )
+            raise LandscapeError("start", f"{wanted}, got {shown}")
         if not _finite(f, [one])[0]:
             raise LandscapeError(
                 "start", f"{f.name} or its gradient is not finite at {shown}; start elsewhere"
@@ -539,8 +526,8 @@ def diverging(descent: Descent) -> pd.DataFrame:
 
     Looked for from the first start, without noise and schedule: of 61 rates from 1e-6 to 1e4 the
     lowest at which the path runs away within 500 steps, be it to where the function is not defined,
-    then closer. A path that does not is
-    still one that diverges if its value rises, steadily and no slower in the end.
+    then closer. A path that does not is still one that diverges if its value rises, steadily and no
+    slower in the end.
 
     Args:
         descent: whose optimizers and start are meant; theory is about the minimum next to the end
@@ -616,6 +603,8 @@ def limit(mover: Mover, sharpness: float) -> tuple[float, str]:
         taken = 1 - mu if hyper["form"] == "ewma" else 1.0
     if not mu:
         return 2 / sharpness, "2/L"
+    if not taken:  # the velocity keeps the first gradient, and there is no path of this kind
+        return math.nan, ""
     by = "" if taken == 1 else f" · {taken:g}"
     if name == "NAG" or hyper.get("nesterov"):
         formula = "2(1+μ)/((1+2μ)L)" if taken == 1 else f"2(1+μ)/((1+μ+μ{by})L)"

@@ -12,7 +12,7 @@ from scipy.optimize import bisect
 
 from thalweg.landscape.arguments import LandscapeError
 from thalweg.landscape.critical import classify
-from thalweg.landscape.functions import Box, Function
+from thalweg.landscape.functions import Box, Function, checked_box
 
 __all__ = ["CLOSE", "Point", "Points", "critical_points", "kind_at"]
 
@@ -25,6 +25,7 @@ NEWTON = 60  # steps: at a degenerate point each still takes a third of the way
 EXACT = 1e-6  # of the range: Newton's last step, and of the usual gradient: what is left of it
 APART = 1e-4  # of the range: what is closer is one point
 NEAR = 1e-9  # of the range, on both sides of a kink
+JUMP = 0.1  # of the derivative's neighbours: more than a root of it would change so close by
 DOUBLE = 1e-8  # of the derivative's neighbours: what is left of it at a double root
 CLOSE = 1e-2  # of the range: what is near
 AROUND = (1e-3, 1e-2)  # of the range: how far a look around a degenerate point goes
@@ -94,9 +95,12 @@ def critical_points(function: Function, box: Box | None = None) -> Points:
         box: lowest and highest value of each; the function's own range by default.
 
     Raises:
-        LandscapeError: if the function is not finite anywhere in the range.
+        LandscapeError: for a range that is none of this function, or in which it is not finite
+            anywhere.
     """
-    box = function.range if box is None else box
+    if not isinstance(function, Function):
+        raise LandscapeError("function", f"must be one that `function` gives, got {function!r}")
+    box = function.range if box is None else checked_box(function, box)
     if len(box) == 1:
         return _on_line(function, box[0])
     return _on_plane(function, box)
@@ -122,25 +126,57 @@ def kind_at(function: Function, x: Any, width: float, gradient: float | None = N
         kind, seen = _look_around(function, place, width)
         return Point(place, value, kind, True, (), f"{error.problem}; {seen}")
     kind, why = found.verdict, found.why
-    if degenerate := kind == "degenerate":
-        centre = _settled(function, place)
-        if math.dist(centre, place) <= CLOSE * width:
-            kind, seen = _look_around(function, centre, width)
-        else:
+    degenerate, reach = kind == "degenerate", CLOSE * width
+    # A bound on Newton's step: where it is small there is a critical point, and it is near.
+    far = found.gradient_norm > reach * float(np.abs(found.eigenvalues).min())
+    if kind != "not critical" and (degenerate or far):
+        centre = _centre(function, place, found.tolerance, reach)
+        if centre is None:
             kind, seen = "flat", "the gradient vanishes, and yet no critical point is near"
-        why = f"{why}; {seen}"
+            why = f"{why}; {seen}"
+        elif degenerate:
+            kind, seen = _look_around(function, centre, width)
+            why = f"{why}; {seen}"
     return Point(place, found.value, kind, degenerate, tuple(found.eigenvalues.tolist()), why)
 
 
-def _settled(function: Function, place: tuple[float, ...]) -> tuple[float, ...]:
-    """Where Newton's method ends up from there."""
-    at = np.array(place)
+def _centre(
+    function: Function, place: tuple[float, ...], flat: float, reach: float
+) -> tuple[float, ...] | None:
+    """The critical point within reach, if there is one.
+
+    First without the directions whose curvature counts as zero, as those along a valley, in which
+    Newton's method would run away; with all where that leaves much of the gradient, as of x³.
+    """
+    for least, share in ((flat, 1e-3), (0.0, math.inf)):
+        centre, before, after = _settled(function, place, least)
+        if math.dist(centre, place) <= reach and after <= share * before:
+            return centre
+    return None
+
+
+def _settled(
+    function: Function, place: tuple[float, ...], least: float
+) -> tuple[tuple[float, ...], float, float]:
+    """Where Newton's method ends up, and the gradient's norm before and after.
+
+    Args:
+        function: likewise.
+        place: likewise.
+        least: directions with no more curvature than that are left alone.
+    """
+    at, norms = np.array(place), []
     for _ in range(NEWTON):
         gradient, hessian = (t[0].numpy() for t in function.curvature(torch.tensor(at[None])))
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
+            norms.append(math.inf)
             break
-        at = at - np.linalg.pinv(hessian, hermitian=True) @ gradient
-    return tuple(at.tolist())
+        norms.append(float(np.linalg.norm(gradient)))
+        values, vectors = np.linalg.eigh(hessian)
+        curved = np.abs(values) > max(least, 1e-15 * float(np.abs(values).max()))
+        along = vectors[:, curved]
+        at = at - along @ ((along.T @ gradient) / values[curved])
+    return tuple(at.tolist()), norms[0], norms[-1]
 
 
 def _look_around(function: Function, place: tuple[float, ...], width: float) -> tuple[str, str]:
@@ -177,7 +213,7 @@ def _sampled(function: Function, places: Array) -> tuple[Array, Array, float]:
         raise LandscapeError(
             "range", f"{function.name} is not finite anywhere there; give another range"
         )
-    norms = np.linalg.norm(slopes[finite], axis=1)
+    norms = np.hypot.reduce(slopes[finite], axis=1)  # which no square overflows in
     usual = np.median(norms[norms > 0]) if (norms > 0).any() else 0.0
     return values, slopes, EXACT * float(usual)
 
@@ -216,7 +252,13 @@ def _on_line(function: Function, ends: tuple[float, float]) -> Points:
             found.append(at(x))
     zero = sign == 0
     flat = zero & (np.roll(zero, 1) | np.roll(zero, -1))
-    found += [at(x) for x in places[zero & ~flat]]
+    for k in np.flatnonzero(zero & ~flat):
+        # On a kink torch's derivative, that of abs at 0 say, is 0 as well.
+        sides = slope[max(int(k) - 1, 0) : k + 2][[0, -1]]
+        if sides[0] * sides[1] < 0 and _jumps(first, places[k], width, sides):
+            found += _kink(function, places[k], width, rises=sides[1] > 0)
+        else:
+            found.append(at(places[k]))
     size = np.abs(slope)
     touches = (size[1:-1] < size[:-2]) & (size[1:-1] < size[2:]) & (sign[:-2] * sign[2:] > 0)
     for i in np.flatnonzero(touches & ~zero[1:-1]) + 1:
@@ -234,7 +276,7 @@ def _on_line(function: Function, ends: tuple[float, float]) -> Points:
 def _jumps(first: Any, x: float, width: float, slopes: Array) -> bool:
     """Whether the derivative changes its sign without a zero."""
     jump = abs(first(x + NEAR * width) - first(x - NEAR * width))
-    return not jump <= 1e-3 * float(np.abs(slopes).max())
+    return not jump <= JUMP * float(np.abs(slopes).max())
 
 
 def _kink(function: Function, x: float, width: float, rises: bool) -> list[Point]:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, aslinearoperator, eigsh, lobpcg
 
-from thalweg.landscape.arguments import LandscapeError, positive, whole
+from thalweg.landscape.arguments import LandscapeError, positive, seed_of, whole
 from thalweg.landscape.operators import NetworkOperator
 from thalweg.tasks.memory import SHARE, available_memory, shown
 
@@ -194,7 +194,7 @@ def _chosen(values: Array, k: int, which: str) -> NDArray[np.intp]:
 def _extreme(op: "_Counted", k: int, which: str, seed: int) -> Array:
     """Eigenvectors, in any order."""
     n = op.shape[0]
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(seed_of(seed))
     start = draw.standard_normal(n)
     image = _finite(op @ start)
     if not image.any():  # with probability 1 it is zero everywhere
@@ -284,7 +284,7 @@ def trace(op: Any, *, products: int = 90, seed: int = 0) -> Trace:
             "products", f"must be at least 6, for a standard error, got {products}"
         )
     _refuse("products", products, n, lambda few: 5 * (few // 3))
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(seed_of(seed))
     basis = np.linalg.qr(_finite(counted @ _signs(draw, n, each)))[0]
     inside = float(np.einsum("ij,ij->", basis, counted @ basis))
     probes = _signs(draw, n, each)
@@ -324,7 +324,7 @@ def spectral_density(
     _refuse("steps", steps, n, lambda few: few + 4)
     together = int(SHARE * available_memory() / (8 * n * (steps + 4)))
     together = max(1, min(together, TOGETHER, probes))
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(seed_of(seed))
     parts = [
         _quadrature(counted, _signs(draw, n, min(together, probes - i)), steps)
         for i in range(0, probes, together)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from thalweg.landscape.arguments import LandscapeError, whole
+from thalweg.landscape.arguments import LandscapeError, positive, seed_of, whole
 from thalweg.landscape.operators import NetworkOperator, hessian
 from thalweg.landscape.spectrum import eigenvalues
 from thalweg.landscape.training_path import Array, TrainingPath, Weights, task_of
@@ -295,8 +295,9 @@ def random_plane(weights: Weights, seed: int = 0, count: int = 2, span: float = 
         span: how far to go either way; at 1 each filter has moved by its own norm.
 
     Raises:
-        LandscapeError: for another count.
+        LandscapeError: for another count, seed or span that cannot be used.
     """
+    seed, span = seed_of(seed), positive("span", span)
     if count not in (1, 2):
         raise LandscapeError("count", f"must be 1 for a line or 2 for a plane, got {count!r}")
     draw = torch.Generator().manual_seed(seed)
@@ -474,7 +475,7 @@ def curvature_plane(task: str | Task, weights: Weights, span: float = 0.25) -> P
     Raises:
         LandscapeError: for weights that are not the model's.
     """
-    found = task_of(task)
+    found, span = task_of(task), positive("span", span)
     operator = hessian_at(found, weights)
     top = eigenvalues(operator, 2, "LA")
     size = math.sqrt(math.fsum(float(weights[n].double().square().sum()) for n in operator.names))

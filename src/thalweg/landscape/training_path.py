@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thalweg.landscape.arguments import LandscapeError, positive, whole
+from thalweg.landscape.arguments import LandscapeError, positive, seed_of, whole
 from thalweg.optim.registry import OPTIMIZERS, Entry, key
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.tasks import Task, load
@@ -91,11 +92,11 @@ def training_paths(
         TaskError: for a task that cannot be trained.
     """
     found = task_of(task)
-    entries = [entry_of(name) for name in dict.fromkeys(map(key, optimizers))]
+    listed = [optimizers] if isinstance(optimizers, str) else optimizers
+    entries = list({entry.label: entry for entry in map(entry_of, listed)}.values())
     if not entries:
         raise LandscapeError("optimizers", "none given; `thalweg optimizers` lists them")
-    if seed < 0:
-        raise LandscapeError("seed", f"must be a whole number from 0, got {seed}")
+    seed = seed_of(seed)
     size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(found.train):
         raise LandscapeError(
@@ -177,9 +178,9 @@ def parameters_of(task: Task) -> tuple[str, ...]:
 def entry_of(optimizer: str) -> Entry:
     """An optimizer by its name."""
     if key(optimizer) not in OPTIMIZERS:
-        raise LandscapeError(
-            "optimizers", f"there is no {optimizer!r}; choose from {', '.join(OPTIMIZERS)}"
-        )
+        near = get_close_matches(key(optimizer), OPTIMIZERS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OPTIMIZERS)}"
+        raise LandscapeError("optimizers", f"there is no {optimizer!r}; {meant}")
     return OPTIMIZERS[key(optimizer)]
 
 
