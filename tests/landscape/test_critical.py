@@ -201,3 +201,12 @@ def test_a_large_network_that_zeros_hold_at_a_saddle():
     expected = np.linalg.svd((y.double().T @ x.double()).numpy() / 50)[1][0]
     assert found.eigenvalues[0] == pytest.approx(-expected, rel=1e-6)
     assert found.lowered < 0
+
+
+@pytest.mark.parametrize(
+    ("y", "verdict"), [(10.0, "not critical"), (1e-8, "minimum"), (0.0, "minimum")]
+)
+def test_a_small_curvature_has_a_small_gradient_far_from_its_minimum(y, verdict):
+    """Of (1e8 x² + y²) / 2 the gradient at (0, 10) is 10, and 1e8 the largest eigenvalue."""
+    point = classify(lambda v: 0.5e8 * v[0] ** 2 + 0.5 * v[1] ** 2, [0.0, y])
+    assert point.verdict == verdict

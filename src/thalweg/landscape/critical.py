@@ -73,10 +73,12 @@ def classify(
 
     In float64, whatever the type of ``x``. By default a gradient counts as zero up to 1e-6 times
     the largest eigenvalue and the point's norm (at least 1): what is left of it at a critical
-    point that is known to six digits. An eigenvalue counts as zero up to rounding, relative to
-    the largest; and up to what it may be at a critical point itself, of which this point, to
-    judge by its gradient, is only close: Kantorovich's condition, that the gradient's norm times
-    the change of the eigenvalue is small against its square, tells x² at 0.001 from x³ there.
+    point that is known to six digits; and where all of the Hessian is known, only if Newton's step
+    is so short too, as the gradient along a direction of small curvature is small far away. An
+    eigenvalue counts as zero up to rounding, relative to the largest; and up to what it may be at
+    a critical point itself, of which this point, to judge by its gradient, is only close:
+    Kantorovich's condition, that the gradient's norm times the change of the eigenvalue is small
+    against its square, tells x² at 0.001 from x³ there.
 
     Args:
         f: differentiable function of a tensor to a scalar.
@@ -224,6 +226,14 @@ def _judge(
             zero = max(zero, 2 * math.sqrt(change * norm), change * size * ROUNDING)
     negative = int((values < -zero).sum())
     verdict, why = _verdict(norm, flat, spectrum, zero)
+    if limits[0] is None and spectrum.exact and norm <= flat:
+        left = _newton(gradient, spectrum, zero, ROUNDING * largest * size)
+        if left > CLOSE * size:
+            verdict = "not critical"
+            why = (
+                f"the gradient's norm {norm:.3g} is small beside the largest curvature, and not "
+                f"beside that of its own direction: Newton's step is {left:.3g} long"
+            )
     escape, step, lowered = None, None, None
     if negative and verdict != "not critical":
         signed, step, lowered = _escape(value, point, size, spectrum.vectors[:, 0], at)
@@ -244,6 +254,14 @@ def _judge(
         lowered,
         why,
     )
+
+
+def _newton(gradient: Array, spectrum: _Spectrum, zero: float, rounding: float) -> float:
+    """Length of Newton's step in the directions that are curved, what is rounding left out."""
+    curved = np.abs(spectrum.values) > zero
+    along = spectrum.vectors.T[curved] @ gradient
+    steps = np.where(np.abs(along) > rounding, along, 0.0) / spectrum.values[curved]
+    return float(np.linalg.norm(steps))
 
 
 def _verdict(norm: float, flat: float, spectrum: _Spectrum, zero: float) -> tuple[str, str]:
