@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from thalweg.diagnosis import changes
+from thalweg.errors import ArgumentError
 from thalweg.landscape.flow import trained_under_watch
 from thalweg.tasks import Split, Task, load
 from thalweg.tasks.data import nonfinite_taken
@@ -175,3 +176,46 @@ def test_the_task_itself_stays():
         assert made.fingerprint != task.fingerprint
     assert task.fingerprint == before[0]
     assert torch.equal(task.train.x, before[1].x)
+
+
+def test_cleaned_fills_in_where_too_few_samples_would_be_left():
+    x = torch.arange(60.0).reshape(20, 3)
+    x[:, 1] = float("nan")
+    x[:15, 2] = float("inf")
+    y = torch.arange(20) % 2
+    rest = (torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
+    with nonfinite_taken():
+        task = _task(x, y, validation=rest, test=rest)
+    made = changes.cleaned(task)
+    assert len(made.train) == 20
+    assert torch.equal(made.train.x[:, 0], x[:, 0])
+    assert torch.equal(made.train.x[:, 1], torch.zeros(20))
+    # 47, 50, 53, 56, 59 are known, and 53 is in their middle.
+    assert torch.equal(made.train.x[:15, 2], torch.full((15,), 53.0))
+    assert torch.equal(made.train.x[15:, 2], x[15:, 2])
+
+
+def test_without_targets_nothing_can_be_said():
+    y = torch.full((20, 1), float("nan"))
+    with nonfinite_taken():
+        task = Task(model=mlp(3, 8, 1), train=(torch.zeros(20, 3), y), loss="mse")
+    with pytest.raises(ArgumentError, match="all targets for train are NaN or infinite"):
+        changes.cleaned(task)
+
+
+def test_without_a_sigmoid_outputs_are_logits():
+    torch.manual_seed(0)
+    x = torch.randn(20, 3)
+    with_end = Task(
+        model=lambda: nn.Sequential(mlp(3, 8, 1)(), nn.Sigmoid()), train=(x, torch.rand(20, 1))
+    )
+    taken_out, undone = (
+        changes.without_end(with_end, name, "Sigmoid").model for name in ("1", "sigmoid()")
+    )
+    outputs = []
+    for model in (with_end.model, taken_out, undone):
+        torch.manual_seed(1)
+        outputs.append(model()(x))
+    assert torch.allclose(outputs[0], outputs[1].sigmoid())
+    # The inverse of a rounded number: near a half its error is that of float32 times four.
+    assert torch.allclose(outputs[1], outputs[2], atol=1e-5)

@@ -21,12 +21,14 @@ class Trial:
         words: the change, as the first words of an advice: "lower the learning rate to 1e-4".
         setting: the training with it.
         against: what it is compared with, if that is not the training as it is set.
+        beyond: what it has to beat besides, as a better learning rate alone.
         ends: whether what counts is where both end, and not the best that each came to.
     """
 
     words: str
     setting: Setting
     against: Setting | None = None
+    beyond: Setting | None = None
     ends: bool = False
 
 
@@ -41,6 +43,8 @@ class Suspicion:
         confidence: how sure it is from what was seen alone; None if trials are to say.
         gain: what mending it would gain, in shares of what can be reached; None likewise.
         advice: what to do where no trial says, a sentence.
+        suffices: what a trial has to gain to count, as a share of what it has to elsewhere: less
+            where what was seen is known to do harm.
     """
 
     cause: str
@@ -49,6 +53,7 @@ class Suspicion:
     confidence: float | None = None
     gain: float | None = None
     advice: str = ""
+    suffices: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +92,12 @@ class Case:
     def skill(self) -> float:
         """Of the training as it is set: 0 for knowing nothing, 1 for the best there was."""
         return float(self.scale.skill(self.scores(self.base)).mean())
+
+    @property
+    def best(self) -> Outcome:
+        """Of the training at the best of the learning rates that were tried."""
+        every = (self.base, *self.rates.values())
+        return max(every, key=lambda o: self.scale.skill(self.scores(o)).mean())
 
     def scores(self, outcome: Outcome) -> Array:
         """Best validation metrics of a training, ``(seeds,)``; the floor where it diverged."""

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from thalweg.diagnosis.arguments import DiagnosisError
 from thalweg.landscape.activations import KINDS
 from thalweg.tasks import LOSSES, Metric, Split, Task
-from thalweg.tasks.metrics import ACCURACY
+from thalweg.tasks.metrics import ACCURACY, METRICS
+from thalweg.tasks.trial import called
 
 __all__ = [
     "classified",
@@ -22,6 +24,7 @@ __all__ = [
     "from_weights",
     "has_activations",
     "initialised",
+    "judged",
     "moved",
     "normalised",
     "of_probabilities",
@@ -30,8 +33,10 @@ __all__ = [
     "rounded",
     "standardised",
     "with_model",
+    "without_end",
 ]
 
+ERRORS = frozenset(METRICS[name].name for name in ("mae", "mse"))
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = frozenset(layer.__name__ for layer in LAYERS)
 # What a layer's outputs go through decides how large its weights should be at the start.
@@ -70,19 +75,65 @@ def _like(task: Task, **fields: Any) -> Task:
 
 
 def cleaned(task: Task) -> Task:
-    """Without the samples that have NaN or infinite values."""
-    return _like(task, **{part: _finite(getattr(task, part)) for part in PARTS})
+    """Without the samples that have NaN or infinite values.
+
+    If these are more than half of a part, values are filled in instead: by the median of those that
+    are finite in the training data, by 0 where there are none. What has no target is left out all
+    the same.
+    """
+    splits = {part: getattr(task, part) for part in PARTS}
+    if any(float(_finite(split).double().mean()) < 0.5 for split in splits.values()):
+        splits = {
+            part: Split(tree_map(_filled, task.train.x, split.x), split.y)
+            for part, split in splits.items()
+        }
+    finite = {part: _finite(split) for part, split in splits.items()}
+    empty = [part for part, good in finite.items() if not bool(good.any())]
+    if empty:
+        raise DiagnosisError("task", f"all targets for {empty[0]} are NaN or infinite")
+    whole = {part for part, good in finite.items() if bool(good.all())}
+    parts = {p: s if p in whole else Split(*s[finite[p]]) for p, s in splits.items()}
+    return _like(task, **parts)
+
+
+def _filled(train: Tensor, given: Tensor) -> Tensor:
+    if not given.is_floating_point():
+        return given
+    known = torch.where(train.isfinite(), train, torch.nan)
+    median = known.nanmedian(0).values.nan_to_num()
+    return torch.where(given.isfinite(), given, median)
 
 
 PARTS = ("train", "validation", "test")
 
 
-def _finite(split: Split) -> Split:
+def _finite(split: Split) -> Tensor:
+    """Which samples have finite values only, ``(samples,)``."""
     good = torch.ones(len(split), dtype=torch.bool)
     for tensor in split.tensors:
         if tensor.is_floating_point():
             good &= tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
-    return split if bool(good.all()) else Split(*split[good])
+    return good
+
+
+def judged(task: Task) -> Task:
+    """By accuracy, where targets are 0 or 1, the loss is that of logits, and errors were taken.
+
+    How far logits are from 0 and 1 says nothing.
+    """
+    y, bce = task.train.y, LOSSES["bce"]
+    if not isinstance(y, Tensor) or task.metric.name not in ERRORS or not y.is_floating_point():
+        return task
+    if not bool(((y == 0) | (y == 1)).all()):
+        return task
+    x, some = task.train[: min(256, len(task.train))]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        outputs = called(task.model().eval(), x)
+    if not isinstance(outputs, Tensor) or outputs.shape != y[: len(outputs)].shape:
+        return task
+    if not bool(torch.isclose(task.loss.of(outputs, some), bce.of(outputs, some), rtol=1e-4)):
+        return task
+    return _like(task, metric=ACCURACY)
 
 
 def standardised(task: Task) -> Task:
@@ -217,6 +268,30 @@ def has_activations(task: Task) -> bool:
 def _put(module: nn.Module, name: str, part: nn.Module) -> None:
     above, _, last = name.rpartition(".")
     setattr(module.get_submodule(above), last, part)
+
+
+def without_end(task: Task, name: str, kind: str) -> Task:
+    """Without the activation at a network's end.
+
+    Args:
+        task: as it is.
+        name: of the last layer.
+        kind: of it. A sigmoid that is no module is undone by its inverse; others stay.
+    """
+
+    def change(module: nn.Module) -> nn.Module:
+        parts = dict(module.named_modules())
+        if name in parts and type(parts[name]) in KINDS:
+            _put(module, name, nn.Identity())
+            return module
+        return nn.Sequential(module, _Logit()) if kind == "Sigmoid" else module
+
+    return with_model(task, "without end", change)
+
+
+class _Logit(nn.Module):
+    def forward(self, p: Tensor) -> Tensor:
+        return p.logit(eps=1e-6)
 
 
 def of_probabilities(task: Task) -> Task:

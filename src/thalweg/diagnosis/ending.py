@@ -1,14 +1,20 @@
 """Where a training ended: the gap between its risks, and the curvature there."""
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from thalweg.diagnosis.setting import Outcome
+from thalweg.landscape.arguments import LandscapeError
 from thalweg.landscape.generalisation import gap_interval, sample_losses
+from thalweg.landscape.operators import hessian
 from thalweg.landscape.spectrum import Density, spectral_density
-from thalweg.landscape.surface import hessian_at
+from thalweg.landscape.surface import module_at
 from thalweg.tasks import Split
+from thalweg.tasks.trial import called
 
 __all__ = ["Ending", "ending"]
 
@@ -23,7 +29,8 @@ class Ending:
     Attributes:
         train_loss, validation_loss: mean over the samples, in evaluation mode.
         gap: of the two.
-        low, high: 95 % interval of the gap, by resampling samples.
+        low, high: 95 % interval of the gap, by resampling samples; NaN for a loss that is no mean
+            over samples, as a weighted one.
         gradient_norm: Euclidean, of the training loss.
         density: of the eigenvalues of its Hessian.
     """
@@ -51,17 +58,22 @@ def ending(outcome: Outcome) -> Ending | None:
     task, weights = outcome.setting.task, outcome.weights
     if not weights or not all(bool(w.isfinite().all()) for w in weights.values()):
         return None
-    train = sample_losses(task, dict(weights), task.train)
-    validation = sample_losses(task, dict(weights), task.validation)
-    if not (np.isfinite(train).all() and np.isfinite(validation).all()):
+    splits = (task.train, task.validation)
+    module = module_at(task, weights).eval()
+    with torch.no_grad():
+        train, validation = (float(task.loss.of(called(module, s.x), s.y)) for s in splits)
+    if not (math.isfinite(train) and math.isfinite(validation)):
         return None
+    low = high = math.nan
+    with suppress(LandscapeError):  # of a loss that is no mean over samples
+        each = [sample_losses(task, dict(weights), s) for s in splits]
+        low, high = gap_interval(each[0], each[1])
     some = Split(*task.train[: min(SAMPLES, len(task.train))])
-    op = hessian_at(task, dict(weights), data=some)
-    low, high = gap_interval(train, validation)
+    op = hessian(module, task.loss, some)
     return Ending(
-        float(train.mean()),
-        float(validation.mean()),
-        float(validation.mean() - train.mean()),
+        train,
+        validation,
+        validation - train,
         low,
         high,
         float(np.linalg.norm(op.gradient())),

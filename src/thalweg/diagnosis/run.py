@@ -12,7 +12,7 @@ import pandas as pd
 from thalweg.diagnosis.arguments import DiagnosisError, positive, seeds_of, whole
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.causes import CAUSES, HEALTHY, IN_LAYERS
-from thalweg.diagnosis.changes import cleaned, from_weights
+from thalweg.diagnosis.changes import cleaned, from_weights, judged
 from thalweg.diagnosis.checkpoint import weights_of
 from thalweg.diagnosis.result import Diagnosis, Finding
 from thalweg.diagnosis.scale import Effect, Scale, effect, scale_of
@@ -87,7 +87,7 @@ def diagnose(
     chosen = seeds_of(seeds)
     programs: Programs = {}
     given = setting.task
-    setting = setting.but(task=cleaned(given))
+    setting = setting.but(task=judged(cleaned(given)))
     if weights is not None:
         start_at = weights_of(weights, setting.task)
         setting = setting.but(task=from_weights(setting.task, start_at))
@@ -102,7 +102,7 @@ def diagnose(
         (base,) = outcomes([setting], chosen, programs, keep=True)
     factors = FACTORS if pace * setting.budget.steps < SLOW else FEW
     progress("training with other learning rates")
-    grid = {f: setting.but(lr=f * setting.lr) for f in factors}
+    grid = {f: setting.but(lr=f * setting.lr) for f in _with_usual(factors, setting)}
     others = outcomes(list(grid.values()), chosen, programs, seconds=SECONDS)
     rates = dict(zip(grid, others, strict=True))
     scale = scale_of(setting.task, [base, *others])
@@ -122,7 +122,7 @@ def diagnose(
         id(one): one
         for s in suspicions
         for trial in s.trials
-        for one in (trial.setting, trial.against)
+        for one in (trial.setting, trial.against, trial.beyond)
         if one is not None and id(one) not in tried
     }
     if wanted:
@@ -132,6 +132,14 @@ def diagnose(
     of_task = [o for o in tried.values() if o.setting.task.metric is scale.metric]
     case = replace(case, scale=scale_of(setting.task, of_task))
     return _diagnosis(case, suspicions, tried)
+
+
+def _with_usual(factors: Sequence[float], setting: Setting) -> list[float]:
+    """Of a rate that is beyond all these from the usual ones, the middle of those as well."""
+    low, high = setting.rule.lr_range
+    away = (low * high) ** 0.5 / setting.lr
+    usual = any(low <= f * setting.lr <= high for f in (1.0, *factors))
+    return sorted(factors if usual else [*factors, away])
 
 
 def _pace(setting: Setting, seeds: Sequence[int], programs: Programs) -> float:
@@ -235,16 +243,21 @@ def _effects(
     for trial in suspicion.trials:
         after = tried.get(id(trial.setting))
         before = case.base if trial.against is None else tried.get(id(trial.against))
-        if after is None or before is None:  # a model that does not take the change
+        beyond = before if trial.beyond is None else tried.get(id(trial.beyond))
+        if after is None or before is None or beyond is None:  # a model that takes no such change
             continue
         scale = case.scale
         if after.setting.task.metric is not scale.metric:
-            scale = scale_of(after.setting.task, [before, after])
-        if not trial.ends:  # as far as both came
-            epochs = min(before.epochs, after.epochs)
-            before, after = before.upto(epochs), after.upto(epochs)
-        scores = (_scores(o, scale, trial.ends) for o in (before, after))
-        found.append((trial, effect(scale, *scores)))
+            scale = scale_of(after.setting.task, [before, beyond, after])
+        compared = [before, beyond, after]
+        if not trial.ends:  # as far as all came
+            epochs = min(o.epochs for o in compared)
+            compared = [o.upto(epochs) for o in compared]
+        old, other, new = (_scores(o, scale, trial.ends) for o in compared)
+        gained = effect(scale, old, new, suspicion.suffices)
+        surpassed = effect(scale, other, new, suspicion.suffices)
+        sure = min(gained.confidence, surpassed.confidence)
+        found.append((trial, replace(gained, confidence=sure)))
     return found
 
 
@@ -290,6 +303,18 @@ def _gained(e: Effect) -> str:
 def _healthy(case: Case, trials: int, tried: pd.DataFrame) -> Finding:
     metric = case.scale.metric
     lr = number(case.setting.lr)
+    if case.scale.nothing:
+        return Finding(
+            HEALTHY,
+            0.1,
+            f"None of the causes that are known was found; but training comes to "
+            f"{case.said(case.base)}, and none of {trials} other trainings gets further than "
+            f"{shown(metric, case.scale.reach)}, where knowing nothing gets "
+            f"{shown(metric, case.scale.floor)}.",
+            "Look at samples, outputs and loss by hand, and whether a model this size learns ten "
+            "samples by heart.",
+            0.0,
+        )
     helps = tried[(tried["low"] > 0) & (tried["gain"] > LITTLE)].sort_values("gain").tail(1)
     more = "".join(
         f" A little could be gained: {row.change} (tried: {row.gain:.0%} of what can be reached)."

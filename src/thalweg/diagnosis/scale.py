@@ -13,7 +13,15 @@ from thalweg.diagnosis.setting import Array, Outcome
 from thalweg.studies.intervals import CONFIDENCE
 from thalweg.tasks import Metric, Task
 
-__all__ = ["Effect", "Scale", "constant", "effect", "scale_of"]
+__all__ = [
+    "Effect",
+    "Scale",
+    "constant",
+    "constant_outputs",
+    "effect",
+    "error_of_constant",
+    "scale_of",
+]
 
 # What a change has to gain to count: of what the best of all trainings reached, and of all that
 # there is between knowing nothing and making no error. Below it a training is well set.
@@ -47,6 +55,11 @@ class Scale:
         """What a change has to gain to count, as a share of the span."""
         return max(SHARE, OF_ALL * abs(self.perfect - self.floor) / self.span)
 
+    @property
+    def nothing(self) -> bool:
+        """Whether the best training comes a tenth of the way to no error at most."""
+        return abs(self.reach - self.floor) <= 0.1 * abs(self.perfect - self.floor)
+
     def skill(self, values: Array) -> Array:
         """0 for knowing nothing, 1 for the best training there was."""
         sign = 1.0 if self.metric.higher_is_better else -1.0
@@ -75,19 +88,35 @@ def constant(task: Task) -> float:
 
     NaN for a metric or targets that take none.
     """
-    y, train = task.validation.y, task.train.y
-    if not (isinstance(y, Tensor) and isinstance(train, Tensor)):
-        return math.nan
-    if y.is_floating_point():
-        row = train.median(0).values if train.ndim else train
-        outputs = row.expand(y.shape).contiguous()
-    else:
-        counts = torch.bincount(train.flatten(), minlength=int(max(train.max(), y.max())) + 1)
-        outputs = (counts + 1e-6).log().expand(*y.shape, len(counts)).contiguous()
+    outputs = constant_outputs(task)
     try:
-        return float(task.metric.of(outputs, y))
+        return math.nan if outputs is None else float(task.metric.of(outputs, task.validation.y))
     except Exception:  # a metric of one's own may want what only the model gives
         return math.nan
+
+
+def error_of_constant(task: Task) -> float:
+    """Standard error of `constant`, as validation data are a sample; 0 where it is not known."""
+    outputs, y = constant_outputs(task), task.validation.y
+    if outputs is None or not isinstance(y, Tensor) or not task.metric.mean:
+        return 0.0
+    try:
+        each = [float(task.metric.of(outputs[i : i + 1], y[i : i + 1])) for i in range(len(y))]
+    except Exception:  # as above
+        return 0.0
+    return float(np.std(each)) / math.sqrt(len(each))
+
+
+def constant_outputs(task: Task) -> Tensor | None:
+    """The same outputs for all validation samples."""
+    y, train = task.validation.y, task.train.y
+    if not (isinstance(y, Tensor) and isinstance(train, Tensor)):
+        return None
+    if y.is_floating_point():
+        row = train.median(0).values if train.ndim else train
+        return row.expand(y.shape).contiguous()
+    counts = torch.bincount(train.flatten(), minlength=int(max(train.max(), y.max())) + 1)
+    return (counts + 1e-6).log().expand(*y.shape, len(counts)).contiguous()
 
 
 def scale_of(task: Task, outcomes: Sequence[Outcome]) -> Scale:
@@ -109,22 +138,23 @@ def scale_of(task: Task, outcomes: Sequence[Outcome]) -> Scale:
     return Scale(metric, floor, reach, perfect)
 
 
-def effect(scale: Scale, before: Array, after: Array) -> Effect:
+def effect(scale: Scale, before: Array, after: Array, suffices: float = 1.0) -> Effect:
     """What a change gained.
 
     Args:
         scale: of both.
         before: validation metrics as it was, ``(seeds,)``.
         after: with the change, from the same seeds.
+        suffices: share of the scale's least gain that counts here.
     """
     gains = scale.skill(after) - scale.skill(before)
     n = len(gains)
     mean = float(gains.mean())
     # Seeds that agree to the last sample know no more than a sample of validation data.
     deviation = max(float(gains.std(ddof=1)) if n > 1 else math.inf, 0.01)
-    error = deviation / math.sqrt(n)
+    error, least = deviation / math.sqrt(n), suffices * scale.least
     if n < 2:
-        return Effect(mean, math.nan, math.nan, 0.8 if mean >= scale.least else 0.0)
+        return Effect(mean, math.nan, math.nan, 0.8 if mean >= least else 0.0)
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * error
-    sure = float(stdtr(n - 1, (mean - scale.least) / error))
+    sure = float(stdtr(n - 1, (mean - least) / error))
     return Effect(mean, mean - half, mean + half, min(sure, 0.99))

@@ -110,11 +110,15 @@ def _end(end: Ending | None) -> list[tuple[str, str, go.Figure | Markup]]:
     if end is None:
         return []
     share, low, high = end.density.share_below(0.0)
+    interval = (
+        f" ({number(end.low)} to {number(end.high)}, 95 % interval by resampling samples)"
+        if np.isfinite(end.low)
+        else ""
+    )
     said = (
         f"The loss is {number(end.train_loss)} on training and {number(end.validation_loss)} on "
-        f"validation data: a gap of {number(end.gap)} ({number(end.low)} to {number(end.high)}, "
-        f"95 % interval by resampling samples). The gradient of the training loss has the norm "
-        f"{number(end.gradient_norm)}; the eigenvalues of its Hessian go up to "
+        f"validation data: a gap of {number(end.gap)}{interval}. The gradient of the training "
+        f"loss has the norm {number(end.gradient_norm)}; the eigenvalues of its Hessian go up to "
         f"{number(end.sharpness)}, and {share:.0%} of them are negative ({low:.0%} to {high:.0%})."
     )
     return [("Where the first run ended", said, end.density.figure())]

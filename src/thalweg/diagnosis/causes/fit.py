@@ -1,15 +1,17 @@
 """Causes in what is made small, and how far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import numpy as np
 import torch
 from scipy.special import stdtr
 from torch import Tensor
+from torch.nn import functional
 
 from thalweg.diagnosis.case import Case, Suspicion, Trial
-from thalweg.diagnosis.changes import classified, of_probabilities, rounded
-from thalweg.diagnosis.setting import Setting
+from thalweg.diagnosis.changes import classified, of_probabilities, rounded, without_end
+from thalweg.diagnosis.scale import constant_outputs
 from thalweg.numbers import number
 from thalweg.studies.intervals import shown
 from thalweg.tasks import LOSSES
@@ -20,8 +22,20 @@ __all__ = ["overfitting", "wrong_loss"]
 # A validation loss that rises by so much after its best epoch, or less if the metric falls too.
 RISE = 1.5
 RISE_WITH_METRIC = 1.1
+UNLEARNT = 0.25  # of what was learnt by the best epoch, that a rise without the metric undoes
 LEVELS = 20  # whole numbers that targets may be, to be suspected of being classes
 OFTEN = 5
+FEW = 16  # samples whose loss is looked at alone
+# Activations that a network may end in by mistake, and where their values are.
+ENDS: Mapping[str, tuple[float, float]] = {
+    "Sigmoid": (0.0, 1.0),
+    "Hardsigmoid": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+    "Softsign": (-1.0, 1.0),
+    "ReLU": (0.0, np.inf),
+    "ReLU6": (0.0, 6.0),
+    "Softplus": (0.0, np.inf),
+}
 
 
 def wrong_loss(case: Case) -> Suspicion | None:
@@ -58,14 +72,18 @@ def _of_numbers(case: Case, outputs: Tensor, y: Tensor) -> Suspicion | None:
                     f"give the network an output for each of the {classes} classes, and train it "
                     f"with cross_entropy on targets.long()",
                     case.setting.but(task=classified(task, classes)),
-                    against=_best(case).but(task=rounded(task)),
+                    against=case.best.setting.but(task=rounded(task)),
                 ),
             ),
         )
+    ended = _of_end(case, outputs, y[: len(outputs)])
+    if ended is not None:
+        return ended
     built_in = any(loss.of is known.of for known in LOSSES.values())
     if built_in or outputs.shape[1:] != y.shape[1:]:
         return None
-    return _usual(case, "mse", "targets that are numbers")
+    bottomless = _bottomless(loss.of, outputs, y[: len(outputs)], torch.ones_like(outputs))
+    return _usual(case, "mse", "targets that are numbers", bottomless)
 
 
 def _of_classes(case: Case, outputs: Tensor, y: Tensor, classes: int) -> Suspicion | None:
@@ -86,40 +104,112 @@ def _of_classes(case: Case, outputs: Tensor, y: Tensor, classes: int) -> Suspici
     if outputs.shape != (*y.shape, outputs.shape[-1]) or outputs.shape[-1] < 2:
         return None
     usual = LOSSES["cross_entropy"]
-    is_usual = bool(torch.isclose(_value(loss.of, outputs, y), usual.of(outputs, y), rtol=1e-4))
+    is_usual = _is(loss.of, usual.of, outputs, y)
     sums = outputs.sum(-1)
+    away = functional.one_hot(y.long(), outputs.shape[-1]).to(outputs)
+    are_logarithms = bool(outputs.logsumexp(-1).abs().max() < 1e-3)
+    bottomless = not are_logarithms and _bottomless(loss.of, outputs, y, away)
     if bool((outputs >= 0).all()) and bool(torch.isclose(sums, sums.new_ones(()), atol=1e-4).all()):
-        if not is_usual:
+        if not is_usual and not bottomless:
             return None
+        wants = (
+            f"{loss.label} takes their softmax once more: no output can be further from another "
+            f"than 1, so that the loss cannot go below "
+            f"{number(float(np.log1p((classes - 1) * np.exp(-1))))} and gradients are small"
+            if is_usual
+            else f"{loss.label} is not a loss of probabilities: it has no lowest value, as one "
+            f"that takes logarithms of them"
+        )
         return Suspicion(
             "wrong_loss",
             f"The network's outputs are probabilities already (0 or more, sums of 1: a softmax at "
-            f"its end), and {loss.label} takes their softmax once more: no output can be further "
-            f"from another than 1, so that the loss cannot go below "
-            f"{number(float(np.log1p((classes - 1) * np.exp(-1))))} and gradients are small.",
+            f"its end), and {wants}.",
             (
                 Trial(
-                    "leave out the softmax at the end of the network",
+                    "leave out the softmax at the end of the network"
+                    + " and train it with cross_entropy" * (not is_usual),
                     case.setting.but(task=of_probabilities(task)),
                 ),
             ),
             confidence=0.97,
-            advice="The loss takes logits: a network for it ends without a softmax, and has one "
-            "only where probabilities are wanted.",
+            gain=1.0,
+            advice="Cross-entropy takes logits: a network for it ends without a softmax, and has "
+            "one only where probabilities are wanted.",
         )
     if is_usual:
+        return _of_end(case, outputs, y)
+    return _usual(case, "cross_entropy", "classes", bottomless)
+
+
+def _of_end(case: Case, outputs: Tensor, y: Tensor) -> Suspicion | None:
+    """A network that ends in an activation, for a loss whose outputs may be any number."""
+    task, loss = case.setting.task, case.setting.task.loss
+    layers = case.flow.layers
+    if layers.empty or layers["kind"].iloc[-1] not in ENDS:
         return None
-    return _usual(case, "cross_entropy", "classes")
+    kind, name = layers["kind"].iloc[-1], layers["layer"].iloc[-1]
+    low, high = ENDS[kind]
+    if bool((outputs < low).any()) or bool((outputs > high).any()):
+        return None  # something comes after it
+    logits = outputs.shape == y.shape and _is(loss.of, LOSSES["bce"].of, outputs, y)
+    if y.is_floating_point() and not logits:
+        beyond = float(((y < low) | (y > high)).double().mean())
+        if outputs.shape != y.shape or beyond == 0:
+            return None
+        why = f"{beyond:.0%} of the targets are outside of that"
+    else:
+        why = f"{loss.label} takes logits, which may be any number"
+    # A sigmoid before a loss that has its own squashes twice; others may be meant.
+    twice = kind == "Sigmoid" and (logits or not y.is_floating_point())
+    return Suspicion(
+        "wrong_loss",
+        f"The network ends in {kind}, whose values go from {number(low)} to {number(high)}, and "
+        f"{why}. It comes to {case.said(case.base)}.",
+        (
+            Trial(
+                f"leave out the {kind} at the end of the network",
+                case.setting.but(task=without_end(task, name, kind)),
+            ),
+        ),
+        confidence=0.97 if twice else None,
+        gain=1.0 if twice else None,
+        advice="The loss takes logits: a network for it ends without a sigmoid, and has one only "
+        "where probabilities are wanted."
+        if twice
+        else "",
+    )
+
+
+def _bottomless(of: Callable[..., Tensor], outputs: Tensor, y: Tensor, away: Tensor) -> bool:
+    """Whether the loss of some sample falls without end as its outputs go away in a direction."""
+    for i in range(min(FEW, len(y))):
+        for sign in (1.0, -1.0):
+            with suppress(Exception):  # a loss of one's own may want more than one sample
+                near, far = (
+                    float(_value(of, outputs[i : i + 1] + sign * s * away[i : i + 1], y[i : i + 1]))
+                    for s in (1e3, 1e4)
+                )
+                if near < 0 and far < 3 * near:
+                    return True
+    return False
+
+
+def _is(of: Callable[..., Tensor], known: Callable[..., Tensor], *given: Tensor) -> bool:
+    """Whether two losses have the same value."""
+    with suppress(Exception):  # which do not take such outputs or targets
+        return bool(torch.isclose(_value(of, *given), _value(known, *given), rtol=1e-4))
+    return False
 
 
 def _value(of: Callable[..., Tensor], outputs: Tensor, y: Tensor) -> Tensor:
     return of(outputs, y).detach().float()
 
 
-def _usual(case: Case, name: str, targets: str) -> Suspicion:
-    """The usual loss against the given one, each at the best of the rates that were tried."""
-    task = case.setting.task
-    best = _best(case)
+def _usual(case: Case, name: str, targets: str, bottomless: bool) -> Suspicion:
+    """The usual loss, at several rates, which has to beat the given one at its best rate."""
+    task, best = case.setting.task, case.best.setting
+    usual = case.setting.but(task=task.with_loss(name))
+    rates = dict.fromkeys([case.setting.lr, *(factor * best.lr for factor in (1.0, 0.1, 10.0))])
     first, last = case.base.grid("train_loss")[:, [0, -1]].mean(0)
     went = (
         f"the loss went from {number(float(first))} to {number(float(last))} in training"
@@ -129,23 +219,23 @@ def _usual(case: Case, name: str, targets: str) -> Suspicion:
     return Suspicion(
         "wrong_loss",
         f"The loss is {task.loss.name!r}, and for {targets} {LOSSES[name].label} is usual; "
-        f"{went}, and it comes to {case.said(case.base)}.",
+        + "it has no lowest value, but falls without end as outputs grow: is its sign right, and "
+        "are the outputs what it takes? "
+        * bottomless
+        + f"{went}, and it comes to {case.said(case.base)}.",
         tuple(
             Trial(
                 f"train with the loss {name}"
-                + ("" if factor == 1 else f" and a learning rate of {number(factor * best.lr)}"),
-                best.but(task=task.with_loss(name), lr=factor * best.lr),
-                against=best,
+                + ("" if lr == case.setting.lr else f" and a learning rate of {number(lr)}"),
+                usual.but(lr=lr),
+                beyond=best,
             )
-            for factor in (1.0, 0.1, 10.0)
+            for lr in rates
         ),
+        confidence=0.97 if bottomless else None,
+        gain=1.0 if bottomless else None,
+        advice=f"Train with the loss {name}." if bottomless else "",
     )
-
-
-def _best(case: Case) -> Setting:
-    """The training with the best of the learning rates that were tried."""
-    every = (case.base, *case.rates.values())
-    return max(every, key=lambda o: case.scale.skill(case.scores(o)).mean()).setting
 
 
 def overfitting(case: Case) -> Suspicion | None:
@@ -161,9 +251,13 @@ def overfitting(case: Case) -> Suspicion | None:
     last = max(1, validation.shape[1] // 10)
     end = validation[:, -last:].mean(1)
     rises = np.log(np.maximum(end, 1e-12) / np.maximum(validation[:, epoch], 1e-12))
-    skills = case.scale.skill(metric[:, epoch]) - case.scale.skill(metric[:, -last:].mean(1))
-    falls = bool(skills.mean() > case.scale.least / 2)
+    best = case.scores(case.base)[whole]
+    skills = case.scale.skill(best) - case.scale.skill(metric[:, -last:].mean(1))
+    falls = bool(skills.mean() > case.scale.least)
     least = np.log(RISE_WITH_METRIC if falls else RISE)
+    learnt = _knowing_nothing(case, float(curve[0])) - float(curve[epoch])
+    if not falls and float(end.mean() - curve[epoch]) < UNLEARNT * learnt:
+        return None
     if not rises.mean() > least or not train[:, -1].mean() < train[:, epoch].mean():
         return None
     n = len(rises)
@@ -187,8 +281,7 @@ def overfitting(case: Case) -> Suspicion | None:
         f"From epoch {epoch + 1} on the validation loss rises, from {number(float(curve[epoch]))} "
         f"to {number(float(end.mean()))} at the end, while the training loss falls to "
         f"{number(float(train[:, -last:].mean()))}: a gap of {number(gap)}. The "
-        f"{case.scale.metric.name} goes from "
-        f"{shown(case.scale.metric, float(metric[:, epoch].mean()))} to "
+        f"{case.scale.metric.name} goes from {shown(case.scale.metric, float(best.mean()))} to "
         f"{shown(case.scale.metric, float(metric[:, -last:].mean()))}.",
         (*shorter, *decayed),
         confidence=min(sure, 0.99),
@@ -196,3 +289,13 @@ def overfitting(case: Case) -> Suspicion | None:
         advice=f"Stop after epoch {epoch + 1}, or take more data, a smaller network, dropout or "
         f"weight decay.",
     )
+
+
+def _knowing_nothing(case: Case, first: float) -> float:
+    """Validation loss of a prediction that does not look at its input, or of the first epoch."""
+    task = case.setting.task
+    outputs = constant_outputs(task)
+    with suppress(Exception):  # a loss of one's own may want what only the model gives
+        if outputs is not None:
+            return max(first, float(task.loss.of(outputs, task.validation.y)))
+    return first

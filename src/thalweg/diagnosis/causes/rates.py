@@ -12,6 +12,9 @@ __all__ = ["batch_too_large", "lr_too_high", "lr_too_low"]
 # A batch is suspected if it is this share of the training data, and more than a small one.
 SHARE = 1 / 8
 SMALL = 32
+# A rate that is usual for its optimizer is wrong if another gains so many times what counts: within
+# the usual ones a better rate is nearly always to be had, and is told of, but is no fault.
+USUAL = 3.0
 
 
 def lr_too_high(case: Case) -> Suspicion | None:
@@ -57,7 +60,13 @@ def _rate(case: Case, cause: str, verb: str, factors: list[float]) -> Suspicion 
         f"{shown(metric, float(case.scores(case.base).mean()))}. Knowing nothing gets "
         f"{shown(metric, floor)}.",
         (Trial(f"{verb} the learning rate to {other}", best.setting),),
+        suffices=USUAL if _is_usual(case) else 1.0,
     )
+
+
+def _is_usual(case: Case) -> bool:
+    low, high = case.setting.rule.lr_range
+    return low <= case.setting.lr <= high
 
 
 def _first(case: Case) -> str:

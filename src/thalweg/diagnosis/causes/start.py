@@ -1,5 +1,7 @@
 """Causes in where training starts, and where it stays."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ __all__ = ["saddle", "zero_init"]
 # start, and its loss by less than this share over the last third.
 CALM = 0.1
 STILL = 0.05
+# Weights are alike if they are no further apart than this share of what keeps the size of inputs.
+ALIKE = 1e-3
 SAMPLES = 2048
 
 
@@ -29,12 +33,13 @@ def zero_init(case: Case) -> Suspicion | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seeds[0])
         weights = {n: p.detach() for n, p in task.model().named_parameters() if p.ndim > 1}
-    alike = {
-        n: w for n, w in weights.items() if w.numel() > 1 and bool((w == w.flatten()[0]).all())
-    }
+    alike = {n: w for n, w in weights.items() if w.numel() > 1 and _apart(w) < ALIKE}
     if not alike:
         return None
-    values = sorted({float(w.flatten()[0]) for w in alike.values()})
+    exact = all(_apart(w) == 0 for w in alike.values())
+    values = sorted(
+        {float(w.flatten()[0]) if exact else round(float(w.mean()), 3) for w in alike.values()}
+    )
     zero = values == [0.0]
     why = (
         "what comes back through weights of 0 is 0, and units that are alike stay alike"
@@ -44,11 +49,18 @@ def zero_init(case: Case) -> Suspicion | None:
     return Suspicion(
         "zero_init",
         f"{len(alike)} of {len(weights)} weight matrices start with all values at "
-        f"{', '.join(map(number, values))} ({', '.join(list(alike)[:4])}"
-        f"{', …' if len(alike) > 4 else ''}): {why}. As it is set the "
+        f"{'' if exact else 'or next to '}{', '.join(map(number, values))} "
+        f"({', '.join(list(alike)[:4])}{', …' if len(alike) > 4 else ''}): {why}. As it is set the "
         f"training comes to {case.said(case.base)}.",
         trials(case, (leave, initialise), slower=False),
     )
+
+
+def _apart(weight: Tensor) -> float:
+    """Standard deviation of a matrix in units of what keeps the size of its inputs, 0 if alike."""
+    if bool((weight == weight.flatten()[0]).all()):
+        return 0.0
+    return float(weight.double().std(correction=0)) * math.sqrt(weight[0].numel())
 
 
 def saddle(case: Case) -> Suspicion | None:
