@@ -94,6 +94,8 @@ def test_a_checkpoint_is_trained_on_from(here, run, wrap):
         (["none.pt"], "--task: none.pt is a checkpoint; say which task it is of"),
         (["wine", "--task", "digits"], "--task: is for a checkpoint, and 'wine' is none"),
         (["text.pt", "--task", "wine"], "cannot be read as tensors and plain values alone"),
+        (["hello.pt", "--task", "wine"], "cannot be read as tensors and plain values alone"),
+        (["folder.pt", "--task", "wine"], "cannot read folder.pt (Is a directory)"),
         (["other.pt", "--task", "wine"], "is of another model than that of the task 'wine'"),
         (["number.pt", "--task", "wine"], "has no state dictionary"),
         (["nan.pt", "--task", "wine"], "0.weight has NaN or infinite values"),
@@ -109,6 +111,8 @@ def test_a_checkpoint_is_trained_on_from(here, run, wrap):
 )
 def test_what_cannot_be_is_one_line(here, run, arguments, said):
     (here / "text.pt").write_text("no weights")
+    (here / "hello.pt").write_text("hello")  # at which torch raises a KeyError
+    (here / "folder.pt").mkdir()
     torch.save(load("digits").model().state_dict(), here / "other.pt")
     torch.save({"model": 3}, here / "number.pt")
     broken = load("wine").model().state_dict()

@@ -148,6 +148,11 @@ BROKEN = [
     ),
     ("nan_in_data", _without_a_feature, {}),
     ("zero_init", _nearly_zero, {}),
+    (
+        "vanishing_gradient",
+        lambda: Task(model=mlp(13, *[32] * 24, 3), train=_scaled("wine")),
+        {"optimizer": "sgd", "lr": 0.1},
+    ),
     ("lr_too_high", lambda: load("wine"), {"lr": 1e5}),
 ]
 HEALTHY = [

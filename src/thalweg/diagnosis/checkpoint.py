@@ -1,6 +1,6 @@
 """Weights that a training left in a file."""
 
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,18 @@ def weights_of(path: str | Path, task: Task) -> dict[str, Tensor]:
 
 def _state(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a file is TorchScript's, which is refused
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DiagnosisError("task", f"there is no file {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except OSError as error:
+        raise DiagnosisError("task", f"cannot read {path} ({error.strerror})") from None
+    except Exception:  # of what is no checkpoint any may come, and torch's advice is to unpickle it
         raise DiagnosisError(
             "task",
-            f"{path} cannot be read as tensors and plain values alone ({what}); save "
-            f"model.state_dict() by torch.save",
+            f"{path} cannot be read as tensors and plain values alone: it is no checkpoint, or has "
+            f"a whole model or other objects in it; save model.state_dict() by torch.save",
         ) from None
     for key in KEYS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

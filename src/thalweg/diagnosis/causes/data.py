@@ -100,7 +100,8 @@ def inputs_not_normalised(case: Case) -> Suspicion | None:
         return None
     return Suspicion(
         "inputs_not_normalised",
-        f"{worst}; layers are initialised for inputs around 0 of size 1.",
+        f"{worst}; layers are initialised for inputs around 0 of size 1. As it is set the training "
+        f"comes to {case.said(case.base)}.",
         _standardised(case),
         suffices=KNOWN,
     )

@@ -19,6 +19,9 @@ from thalweg.landscape.symptoms import Symptom, dead, exploding, nonfinite, satu
 __all__ = ["dead_relu", "exploding_gradient", "saturation", "vanishing_gradient"]
 
 
+NEARLY_ALL = 0.9  # of a layer's units: where so many are dead, next to nothing comes through
+
+
 def vanishing_gradient(case: Case) -> Suspicion | None:
     """Gradients that get too small on the way back to be of use."""
     return _suspicion(case, vanishing, (initialise, normalise, rectify))
@@ -40,7 +43,18 @@ def saturation(case: Case) -> Suspicion | None:
 
 def dead_relu(case: Case) -> Suspicion | None:
     """ReLU units that are active for no sample, and so get no gradient."""
-    return _suspicion(case, dead, (leave, initialise, rectify))
+    return _suspicion(case, _dead, (leave, initialise, rectify))
+
+
+def _dead(frame: pd.DataFrame) -> Symptom | None:
+    """But for the half of a deep network's units that a signal which vanished leaves off.
+
+    Of what no longer depends on the sample a unit is on for all samples or for none.
+    """
+    found = dead(frame)
+    if found is None or found.value >= NEARLY_ALL:
+        return found
+    return None if vanishing(frame[frame["step"] == frame["step"].min()]) else found
 
 
 def _suspicion(
@@ -54,7 +68,7 @@ def _suspicion(
     if found is None:
         later = symptom(frame)
         # Whether a unit is dead takes later samples to tell.
-        dead_at_start = later is not None and symptom is dead and later.step == 0
+        dead_at_start = later is not None and symptom is _dead and later.step == 0
         found = later if dead_at_start or not _mended_by_rate(case) else None
     return _with_trials(case, found, mends)
 

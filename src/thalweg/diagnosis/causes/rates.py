@@ -51,7 +51,7 @@ def _rate(case: Case, cause: str, verb: str, factors: list[float]) -> Suspicion 
         f"at step {min(diverged):,}"
         if diverged
         else f"With a learning rate of {lr} the training loss is {number(_loss(case.base))} after "
-        f"{case.setting.epochs} epochs ({_first(case)} in the first)"
+        f"{_epochs(case)}"
     )
     return Suspicion(
         cause,
@@ -69,8 +69,11 @@ def _is_usual(case: Case) -> bool:
     return low <= case.setting.lr <= high
 
 
-def _first(case: Case) -> str:
-    return number(float(np.nanmean(case.base.grid("train_loss")[:, 0])))
+def _epochs(case: Case) -> str:
+    if case.setting.epochs == 1:
+        return "an epoch"
+    first = number(float(np.nanmean(case.base.grid("train_loss")[:, 0])))
+    return f"{case.setting.epochs} epochs ({first} in the first)"
 
 
 def _loss(outcome: Outcome) -> float:
