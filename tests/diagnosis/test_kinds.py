@@ -153,6 +153,7 @@ BROKEN = [
         lambda: Task(model=mlp(13, *[32] * 24, 3), train=_scaled("wine")),
         {"optimizer": "sgd", "lr": 0.1},
     ),
+    ("batch_too_large", lambda: load("digits"), {"batch_size": 538}),
     ("lr_too_high", lambda: load("wine"), {"lr": 1e5}),
 ]
 HEALTHY = [

@@ -98,3 +98,14 @@ def test_a_run_that_diverged_counts_as_knowing_nothing():
     assert outcome.diverged == 0.5
     scale = scale_of(task, [outcome])
     assert math.isclose(scale.floor, constant(task))
+
+
+def test_half_of_the_errors_that_are_left_count():
+    scale = Scale(ACCURACY, floor=0.1, reach=0.97, perfect=1.0)
+    # A tenth of the way is 0.087 of accuracy; half of the errors of 0.89 is 0.055.
+    assert scale.counts(0.2) == pytest.approx(0.1)
+    assert scale.counts(0.89) == pytest.approx(0.055 / 0.87)
+    # Never less than 3 % of the way to no error, 0.027.
+    assert scale.counts(0.96) == pytest.approx(0.027 / 0.87)
+    # Of a mean absolute error nobody knows how much must be left.
+    assert Scale(ERROR, floor=1.0, reach=0.1, perfect=0.0).counts(0.12) == pytest.approx(0.1)

@@ -12,7 +12,7 @@ __all__ = ["batch_too_large", "lr_too_high", "lr_too_low"]
 # A batch is suspected if it is this share of the training data, and more than a small one.
 SHARE = 1 / 8
 SMALL = 32
-# A rate that is usual for its optimizer is wrong if another gains so many times what counts: within
+# A rate that is usual for its optimizer is wrong if another gains so many times what counts: among
 # the usual ones a better rate is nearly always to be had, and is told of, but is no fault.
 USUAL = 3.0
 
@@ -65,8 +65,10 @@ def _rate(case: Case, cause: str, verb: str, factors: list[float]) -> Suspicion 
 
 
 def _is_usual(case: Case) -> bool:
-    low, high = case.setting.rule.lr_range
-    return low <= case.setting.lr <= high
+    """Whether a rate is in the middle half of those that are looked through, by its logarithm."""
+    low, high = np.log(case.setting.rule.lr_range)
+    edge = 0.25 * (high - low)
+    return bool(low + edge <= np.log(case.setting.lr) <= high - edge)
 
 
 def _epochs(case: Case) -> str:
