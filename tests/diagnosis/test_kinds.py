@@ -164,6 +164,7 @@ HEALTHY = [
     (lambda: _wine(lambda: nn.LogSoftmax(-1), loss=likelihood_of_logarithms), {}),
     (lambda: _wine(lambda: nn.LogSoftmax(-1), loss=likelihood), {}),
     (lambda: Task(model=mlp(10, 64, 1), train=_friedman(), loss="huber"), {}),
+    (lambda: load("wine"), {"optimizer": "lion"}),
     (lambda: Task(model=mlp(4, 32, 3), train=_raw("iris"), batch_size=16), {}),
 ]
 

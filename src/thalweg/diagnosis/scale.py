@@ -156,14 +156,16 @@ def effect(scale: Scale, before: Array, after: Array, suffices: float = 1.0) -> 
         scale: of both.
         before: validation metrics as it was, ``(seeds,)``.
         after: with the change, from the same seeds.
-        suffices: share of the scale's least gain that counts here.
+        suffices: share of what counts elsewhere that does here; above 1, of the scale's `least`.
     """
     gains = scale.skill(after) - scale.skill(before)
     n = len(gains)
     mean = float(gains.mean())
     # Seeds that agree to the last sample know no more than a sample of validation data.
     deviation = max(float(gains.std(ddof=1)) if n > 1 else math.inf, 0.01)
-    error, least = deviation / math.sqrt(n), suffices * scale.counts(float(before.mean()))
+    error = deviation / math.sqrt(n)
+    # Where more is asked for than elsewhere, few errors less of few are not enough.
+    least = suffices * (scale.counts(float(before.mean())) if suffices <= 1 else scale.least)
     if n < 2:
         return Effect(mean, math.nan, math.nan, 0.8 if mean >= least else 0.0)
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * error
