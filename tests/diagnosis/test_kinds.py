@@ -65,6 +65,10 @@ def likelihood_of_logarithms(outputs, y):
     return functional.nll_loss(outputs, y, weight=torch.tensor([1.0, 2.0, 3.0]))
 
 
+def differences(outputs, y):
+    return functional.mse_loss(outputs, functional.one_hot(y, 3).float())
+
+
 def weighted(outputs, y):
     return functional.cross_entropy(outputs, y, weight=torch.tensor([1.0, 3.0, 9.0]))
 
@@ -131,6 +135,8 @@ def _ends_in_relu():
 
 
 BROKEN = [
+    ("wrong_loss", lambda: load("wine"), {"loss": "mae"}),
+    ("wrong_loss", lambda: _wine(loss=differences), {}),
     ("wrong_loss", lambda: _cancer(nn.Sigmoid, loss="bce"), {}),
     ("wrong_loss", lambda: _cancer(nn.Sigmoid, loss=with_logits), {}),
     ("wrong_loss", lambda: Task(model=Inside, train=_cancer().train, loss="bce"), {}),
@@ -164,7 +170,6 @@ HEALTHY = [
     (lambda: _wine(lambda: nn.LogSoftmax(-1), loss=likelihood_of_logarithms), {}),
     (lambda: _wine(lambda: nn.LogSoftmax(-1), loss=likelihood), {}),
     (lambda: Task(model=mlp(10, 64, 1), train=_friedman(), loss="huber"), {}),
-    (lambda: load("wine"), {"optimizer": "lion"}),
     (lambda: Task(model=mlp(4, 32, 3), train=_raw("iris"), batch_size=16), {}),
 ]
 

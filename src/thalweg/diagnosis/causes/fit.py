@@ -12,6 +12,7 @@ from torch.nn import functional
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.changes import classified, of_probabilities, rounded, without_end
 from thalweg.diagnosis.scale import constant_outputs
+from thalweg.diagnosis.setting import Setting
 from thalweg.numbers import number
 from thalweg.studies.intervals import shown
 from thalweg.tasks import LOSSES
@@ -23,6 +24,7 @@ __all__ = ["overfitting", "wrong_loss"]
 RISE = 1.5
 RISE_WITH_METRIC = 1.1
 UNLEARNT = 0.25  # of what was learnt by the best epoch, that a rise without the metric undoes
+DOUBTFUL = 0.6  # how sure it is that a loss is wrong which is unusual and may do as well
 LEVELS = 20  # whole numbers that targets may be, to be suspected of being classes
 OFTEN = 5
 FEW = 16  # samples whose loss is looked at alone
@@ -138,7 +140,35 @@ def _of_classes(case: Case, outputs: Tensor, y: Tensor, classes: int) -> Suspici
         )
     if is_usual:
         return _of_end(case, outputs, y)
+    if _of_differences(loss.of, outputs, away, y):
+        return Suspicion(
+            "wrong_loss",
+            f"The targets are classes, and {loss.label} is a loss of differences, for numbers: "
+            f"where the network is sure of a wrong class it has next to no gradient, or as much "
+            f"as where it is sure of the right one. Here it comes to {case.said(case.base)}.",
+            (Trial("train with the loss cross_entropy", _with_loss(case, usual.name)),),
+            confidence=DOUBTFUL,
+            advice="The usual loss for classes is cross_entropy.",
+        )
     return _usual(case, "cross_entropy", "classes", bottomless)
+
+
+def _with_loss(case: Case, name: str) -> Setting:
+    return case.setting.but(task=case.setting.task.with_loss(name))
+
+
+def _of_differences(of: Callable[..., Tensor], outputs: Tensor, one_hot: Tensor, y: Tensor) -> bool:
+    """Whether a loss of classes is a mean of differences from one-hot vectors."""
+    known = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss)
+    sides = (outputs, outputs.softmax(-1))
+    scales = (1.0, 0.5, float(outputs.shape[-1]))  # halved, or summed over classes
+    found = _value(of, outputs, y)
+    return any(
+        bool(torch.isclose(found, scale * loss(side, one_hot), rtol=1e-4))
+        for loss in known
+        for side in sides
+        for scale in scales
+    )
 
 
 def _of_end(case: Case, outputs: Tensor, y: Tensor) -> Suspicion | None:
@@ -208,7 +238,7 @@ def _value(of: Callable[..., Tensor], outputs: Tensor, y: Tensor) -> Tensor:
 def _usual(case: Case, name: str, targets: str, bottomless: bool) -> Suspicion:
     """The usual loss, at several rates, which has to beat the given one at its best rate."""
     task, best = case.setting.task, case.best.setting
-    usual = case.setting.but(task=task.with_loss(name))
+    usual = _with_loss(case, name)
     rates = dict.fromkeys([case.setting.lr, *(factor * best.lr for factor in (1.0, 0.1, 10.0))])
     first, last = case.base.grid("train_loss")[:, [0, -1]].mean(0)
     went = (
