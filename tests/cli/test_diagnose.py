@@ -10,30 +10,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "broken.py"
 QUICK = ["--epochs", "6", "--seeds", "2"]
 
 
-@pytest.fixture
-def opened(chromium):
-    """Open a page; it, and what it complained of."""
-    pages = []
-
-    def open_(path):
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        pages.append(page)
-        trouble = []
-        page.on("console", lambda m: trouble.append(m.text))
-        page.on("pageerror", lambda e: trouble.append(str(e)))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r),
-        )
-        page.goto(path.as_uri())
-        page.wait_for_selector(".plotly .trace", state="attached")
-        return page, trouble
-
-    yield open_
-    for page in pages:
-        page.close()
-
-
 def test_a_summary_and_a_page(here, run, opened):
     code, out, error = run("diagnose", "wine", "--lr", "1e-5", *QUICK)
     assert (code, error) == (0, "")

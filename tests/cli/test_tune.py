@@ -17,30 +17,6 @@ def _two_steps(monkeypatch):
     monkeypatch.setattr(fits, "_free", lambda: None)
 
 
-@pytest.fixture
-def opened(chromium):
-    """Open a page; it, and what it complained of."""
-    pages = []
-
-    def open_(path, width=1280):
-        page = chromium.new_page(viewport={"width": width, "height": 900})
-        pages.append(page)
-        trouble = []
-        page.on("console", lambda m: trouble.append(m.text))
-        page.on("pageerror", lambda e: trouble.append(str(e)))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r),
-        )
-        page.goto(path.as_uri())
-        page.wait_for_selector(".plotly .trace", state="attached")
-        return page, trouble
-
-    yield open_
-    for page in pages:
-        page.close()
-
-
 def test_lr_says_a_rate_and_writes_a_page(here, run, opened):
     code, out, error = run("lr", "wine", "--optimizers", "sgd,adam", *QUICK)
     assert (code, error) == (0, "")
