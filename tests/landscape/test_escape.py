@@ -109,7 +109,7 @@ def test_another_rule_takes_the_same_steps_as_torch():
     [
         ({"noises": [-1.0]}, "noises: must be positive and finite, got -1.0"),
         ({"noises": []}, "noises: must be one or more standard deviations, got none"),
-        ({"optimizer": "sdg"}, "optimizers: there is no 'sdg'; choose from sgd, "),
+        ({"optimizer": "sdg"}, "optimizer: there is no 'sdg'; did you mean sgd?"),
         ({"optimizer": "lamb"}, "optimizer: a step of LAMB depends on all of a tensor, and here"),
         ({"lr": 0}, "lr: must be positive and finite, got 0"),
         ({"runs": 0}, "runs: must be a whole number of at least 1, got 0"),

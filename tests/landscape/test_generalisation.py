@@ -192,7 +192,7 @@ def test_runs_do_not_depend_on_who_trains_beside_them(found, digits):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optimizers": ["sdg"]}, "optimizers: there is no 'sdg'; choose from sgd, "),
+        ({"optimizers": ["sdg"]}, "optimizers: there is no 'sdg'; did you mean sgd?"),
         ({"optimizers": []}, "optimizers: must be one or more"),
         ({"batch_sizes": []}, "batch_sizes: must be one or more"),
         ({"batch_sizes": [0]}, "batch_sizes: must be a whole number of at least 1, got 0"),

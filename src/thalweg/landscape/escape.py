@@ -99,7 +99,7 @@ def escape(
     Raises:
         LandscapeError: for an argument that cannot be used.
     """
-    entry = entry_of(optimizer)
+    entry = entry_of(optimizer, "optimizer")
     rate = positive("lr", lr)
     levels = [_noise(n) for n in noises]
     if not levels:

@@ -175,12 +175,12 @@ def parameters_of(task: Task) -> tuple[str, ...]:
         return tuple(n for n, p in task.model().named_parameters() if p.requires_grad)
 
 
-def entry_of(optimizer: str) -> Entry:
-    """An optimizer by its name."""
+def entry_of(optimizer: str, argument: str = "optimizers") -> Entry:
+    """An optimizer by its name, which was given as an argument."""
     if key(optimizer) not in OPTIMIZERS:
         near = get_close_matches(key(optimizer), OPTIMIZERS, 1)
         meant = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OPTIMIZERS)}"
-        raise LandscapeError("optimizers", f"there is no {optimizer!r}; {meant}")
+        raise LandscapeError(argument, f"there is no {optimizer!r}; {meant}")
     return OPTIMIZERS[key(optimizer)]
 
 
