@@ -38,7 +38,7 @@ __all__ = ["INPUT", "Flow", "NonFinite", "WatchedTraining", "trained_under_watch
 
 Array: TypeAlias = NDArray[np.float64]
 
-EVERY = 25  # at which a step of the smallest networks costs less than a fifth more
+EVERY = 50  # at which a step costs less than a fifth more, of many small layers too
 FRAME = (
     "step", "depth", "layer", "kind", "what", "count", "rms", "mean", "std", *QUANTILES, "zeros",
     "saturated", "silent", "dead",
