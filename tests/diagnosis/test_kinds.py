@@ -207,3 +207,14 @@ def test_where_nothing_learns_and_no_cause_is_known_nobody_is_sure():
     (finding,) = thalweg.diagnose(task, epochs=5, seeds=2).findings
     assert finding.confidence < 0.5
     assert "None of the causes that are known was found" in finding.evidence
+
+
+def summed(outputs, y):
+    return functional.cross_entropy(outputs, y, reduction="sum") / 32
+
+
+def test_a_loss_without_a_hessian_is_diagnosed_all_the_same():
+    """A sum over samples, of which the operators have no mean, is a page without a spectrum."""
+    found = thalweg.diagnose(lambda: _wine(loss=summed), epochs=10, seeds=2)
+    assert found.findings
+    assert "Where the first run ended" not in diagnosis_html(found)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from thalweg.diagnosis.scale import Scale
 from thalweg.diagnosis.setting import Array, Outcome, Setting
 from thalweg.landscape.flow import Flow
-from thalweg.replicas import Programs
 from thalweg.studies.intervals import shown
 from thalweg.tasks import Task
 
@@ -68,7 +67,6 @@ class Case:
         rates: what came of other learning rates, by the factor on the one that is set.
         scale: of validation metrics.
         flow: activations and gradients of one run, as `thalweg.landscape.flow` sees them.
-        programs: passes already built.
         changed: settings with a change, by its words.
     """
 
@@ -79,7 +77,6 @@ class Case:
     rates: Mapping[float, Outcome]
     scale: Scale
     flow: Flow
-    programs: Programs = field(default_factory=dict)
     changed: dict[str, Setting] = field(default_factory=dict)
 
     def made(self, words: str, setting: Callable[[], Setting]) -> Setting:

@@ -50,7 +50,7 @@ class Ending:
 
 
 def ending(outcome: Outcome) -> Ending | None:
-    """Look at the weights that a training ended with; None if it diverged.
+    """Look at the weights that a training ended with; None if it diverged, or has no Hessian.
 
     Args:
         outcome: whose weights were kept.
@@ -69,13 +69,10 @@ def ending(outcome: Outcome) -> Ending | None:
         each = [sample_losses(task, dict(weights), s) for s in splits]
         low, high = gap_interval(each[0], each[1])
     some = Split(*task.train[: min(SAMPLES, len(task.train))])
-    op = hessian(module, task.loss, some)
-    return Ending(
-        train,
-        validation,
-        validation - train,
-        low,
-        high,
-        float(np.linalg.norm(op.gradient())),
-        spectral_density(op, steps=min(STEPS, op.shape[0]), probes=PROBES),
-    )
+    try:
+        op = hessian(module, task.loss, some)
+        norm = float(np.linalg.norm(op.gradient()))
+        density = spectral_density(op, steps=min(STEPS, op.shape[0]), probes=PROBES)
+    except LandscapeError:  # of a loss that is a sum, or a model that has no second derivatives
+        return None
+    return Ending(train, validation, validation - train, low, high, norm, density)

@@ -115,7 +115,7 @@ def diagnose(
         seed=chosen[0],
         batch_size=setting.batch_size,
     ).flow
-    case = Case(given, setting, chosen, base, rates, scale, flow, programs)
+    case = Case(given, setting, chosen, base, rates, scale, flow)
     suspicions = [s for cause in CAUSES if (s := cause(case)) is not None]
     tried = {id(o.setting): o for o in (base, *others)}
     wanted = {

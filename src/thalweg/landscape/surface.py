@@ -496,19 +496,15 @@ def curvature_plane(task: str | Task, weights: Weights, span: float = 0.25) -> P
     )
 
 
-def hessian_at(
-    task: Task, weights: Weights, dtype: str | None = None, data: Split | None = None
-) -> NetworkOperator:
+def hessian_at(task: Task, weights: Weights, dtype: str | None = None) -> NetworkOperator:
     """The Hessian of a task's training loss, in evaluation mode, at some weights.
 
     Args:
         task: whose model and loss.
         weights: by name.
         dtype: as `hessian` takes it.
-        data: what the loss is of; all training data by default.
     """
-    module = module_at(task, weights)
-    return hessian(module, task.loss, task.train if data is None else data, dtype=dtype)
+    return hessian(module_at(task, weights), task.loss, task.train, dtype=dtype)
 
 
 def module_at(task: Task, weights: Weights) -> nn.Module:

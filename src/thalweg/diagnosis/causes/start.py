@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.causes.mends import initialise, leave, trials
 from thalweg.diagnosis.changes import from_weights, moved
+from thalweg.landscape.arguments import LandscapeError
 from thalweg.landscape.critical import CriticalPoint, classify_network
-from thalweg.landscape.surface import hessian_at, module_at
+from thalweg.landscape.operators import hessian
+from thalweg.landscape.surface import module_at
 from thalweg.landscape.symptoms import vanishing
 from thalweg.numbers import number
 from thalweg.replicas import at_start
@@ -79,10 +81,13 @@ def saddle(case: Case) -> Suspicion | None:
     _, (slope,) = at_start(task, case.seeds[:1])
     some = Split(*task.train[: min(SAMPLES, len(task.train))])
     calm = CALM * float(slope)
-    if np.linalg.norm(hessian_at(task, dict(case.base.weights), data=some).gradient()) > calm:
-        return None
     module = module_at(task, case.base.weights)
-    point = classify_network(module, task.loss, some, gradient_tolerance=calm)
+    try:
+        if np.linalg.norm(hessian(module, task.loss, some).gradient()) > calm:
+            return None
+        point = classify_network(module, task.loss, some, gradient_tolerance=calm)
+    except LandscapeError:  # of a loss that is a sum, or a model that has no second derivatives
+        return None
     if point.verdict != "saddle" or point.escape is None or not (point.lowered or 0.0) < 0:
         return None
     setting = case.setting
