@@ -137,7 +137,7 @@ def diagnose(
 def _with_usual(factors: Sequence[float], setting: Setting) -> list[float]:
     """Of a rate that is beyond all these from the usual ones, the middle of those as well."""
     low, high = setting.rule.lr_range
-    away = (low * high) ** 0.5 / setting.lr
+    away = setting.rule.usual_lr / setting.lr
     usual = any(low <= f * setting.lr <= high for f in (1.0, *factors))
     return sorted(factors if usual else [*factors, away])
 
@@ -168,8 +168,7 @@ def _setting(
     if loss is not None:
         given = given.with_loss(loss)
     entry = OPTIMIZERS[named(optimizer)]
-    low, high = entry.lr_range
-    rate = (low * high) ** 0.5 if lr is None else positive("lr", lr)
+    rate = entry.rule.usual_lr if lr is None else positive("lr", lr)
     size = given.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(given.train):
         raise DiagnosisError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import nan, prod, sqrt
+from math import nan
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -495,7 +495,7 @@ def trained_under_watch(
             "optimizer", f"there is no {optimizer!r}; choose from {', '.join(OPTIMIZERS)}"
         )
     entry = OPTIMIZERS[key(optimizer)]
-    rate = sqrt(prod(entry.lr_range)) if lr is None else positive("lr", lr)
+    rate = entry.rule.usual_lr if lr is None else positive("lr", lr)
     size = task.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(task.train):
         raise LandscapeError(

@@ -1,6 +1,5 @@
 """A training whose weights are kept along the way."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -186,4 +185,4 @@ def entry_of(optimizer: str, argument: str = "optimizers") -> Entry:
 
 def rate_of(entry: Entry, lr: float | None) -> float:
     """The learning rate asked for, or the middle of an optimizer's usual ones."""
-    return math.sqrt(math.prod(entry.lr_range)) if lr is None else positive("lr", lr)
+    return entry.rule.usual_lr if lr is None else positive("lr", lr)

@@ -1,5 +1,6 @@
 """What an update rule is: names for its hyperparameters and state, and a few pure functions."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -359,6 +360,12 @@ class Rule:
         problem = self.conflict({**self.defaults, **hyper})
         if problem:
             raise HyperparameterError(f"{owner or self.name}: {problem}")
+
+    @property
+    def usual_lr(self) -> float:
+        """The middle of the usual learning rates, by their logarithm."""
+        low, high = self.lr_range
+        return math.sqrt(low * high)
 
     def complete(self, hyper: Hyper) -> dict[str, Any]:
         """The given hyperparameters, checked, with defaults for the rest."""

@@ -102,7 +102,7 @@ def noise_scale(
     if not isinstance(found, Task):
         raise TuneError("task", f"must be a name or a thalweg.Task, got {task!r}")
     entry = OPTIMIZERS[named(optimizer)]
-    rate = math.sqrt(math.prod(entry.lr_range)) if lr is None else positive("lr", lr)
+    rate = entry.rule.usual_lr if lr is None else positive("lr", lr)
     size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     samples = len(found.train)
     if size > samples:
