@@ -85,7 +85,6 @@ class Background:
                 function(*args)
             except BaseException as error:
                 errors.append(error)
-            del function, args  # before there is room for another
             with self._changed:
                 self._errors += errors
                 self._count -= 1
