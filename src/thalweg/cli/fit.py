@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thalweg.alive import is_first, speaks
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
 from thalweg.cli.training import compiling, keep_memory, leaving_at_once, refuse
 
@@ -135,7 +136,7 @@ def fit(
             if from_study is not None:
                 found, given = _from_study(found, from_study, db, given)
             folder = Path(f"thalweg-fit-{found.name}") if out is None else out
-            with _Bar(enabled=sys.stderr.isatty(), task=found) as show:
+            with _Bar(enabled=is_first() and sys.stderr.isatty(), task=found) as show:
                 result = trained(
                     found,
                     **given,
@@ -158,15 +159,19 @@ def fit(
                     progress=show,
                 )
     except DivergenceError as error:
-        print(f"thalweg: {error.problem}", file=sys.stderr)
+        if speaks():
+            print(f"thalweg: {error.problem}", file=sys.stderr)
         raise typer.Exit(1) from None
     except ArgumentError as error:
         refuse(option_of(error.argument), error.problem)
     except OSError as error:
         refuse("--out", f"cannot write to {folder} ({error.strerror})")
     except KeyboardInterrupt as interruption:
-        print(f"thalweg: {interruption}", file=sys.stderr)
+        if speaks():
+            print(f"thalweg: {interruption}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if not is_first():
+        return
     if json:
         sys.stdout.write(jsons.dumps(result.plain()) + "\n")
     else:
