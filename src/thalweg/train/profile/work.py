@@ -1,12 +1,12 @@
 """How much a step computes and moves, and what that comes to a second."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from thalweg.train.profile.memory import Memory
-from thalweg.train.step import Share, Step
 
 __all__ = ["Work", "flops_of", "moved"]
 
@@ -24,19 +24,22 @@ class Work:
     bytes: int
 
 
-def flops_of(step: Step, batch: Share) -> tuple[int, int]:
-    """Floating point operations of the forward and of the backward pass; gradients are added.
+def flops_of(loss: Callable[[], Tensor]) -> dict[str, int]:
+    """Floating point operations of the parts of a step; gradients are added to the parameters'.
 
     Counted are matrix products, convolutions and attention, two for each multiplication and
-    addition, by the shapes that `torch.utils.flop_counter` sees; not what is elementwise, nor what
-    code outside of torch does.
+    addition, by the shapes that `torch.utils.flop_counter` sees; not what is elementwise, nor the
+    optimizer, nor what code outside of torch does.
+
+    Args:
+        loss: of a batch, by a forward pass.
     """
-    x, y, _ = batch
     with FlopCounterMode(display=False) as counter:
-        loss = step.loss(x, y)
+        found = loss()
         forward = counter.get_total_flops()
-        loss.backward()  # type: ignore[no-untyped-call]
-    return forward, counter.get_total_flops() - forward
+        found.backward()  # type: ignore[no-untyped-call]
+        both = counter.get_total_flops()
+    return {"forward": forward, "backward": both - forward, "optimizer": 0}
 
 
 def moved(memory: Memory) -> dict[str, int]:
@@ -54,8 +57,3 @@ def moved(memory: Memory) -> dict[str, int]:
         "optimizer": m.gradients + 2 * m.parameters + 2 * m.optimizer_state,
     }
 
-
-def dtype_of(precision: str) -> torch.dtype:
-    """What products are computed in."""
-    found: torch.dtype = getattr(torch, precision)
-    return found

@@ -1,0 +1,221 @@
+"""What a profile found."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from thalweg.train.profile.changes import LITTLE, Tried
+from thalweg.train.profile.machine import Machine
+from thalweg.train.profile.memory import Memory
+from thalweg.train.profile.stages import PARTS, Stages
+from thalweg.train.profile.work import Work
+
+__all__ = ["Profile", "duration"]
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Where a training's time and memory go, and what would make it faster.
+
+    Attributes:
+        task: its title.
+        name: its name.
+        optimizer: as its class is called, ``torch.optim.`` before torch's.
+        lr: learning rate.
+        batch_size: samples a step.
+        precision: of forward passes.
+        device: as torch names it.
+        threads: that torch had.
+        samples_per_second: that the training takes as it is set.
+        stages: where the time of a step goes.
+        memory: that a step holds.
+        work: what forward, backward and optimizer do at the least.
+        machine: what this machine was seen to reach.
+        tried: every change, alone.
+        together: those that help, at once.
+        noise: what the present setting gained over itself at most, which is nothing.
+    """
+
+    task: str
+    name: str
+    optimizer: str
+    lr: float
+    batch_size: int
+    precision: str
+    device: str
+    threads: int
+    samples_per_second: float
+    stages: Stages = field(repr=False)
+    memory: Memory = field(repr=False)
+    work: Mapping[str, Work] = field(repr=False)
+    machine: Machine = field(repr=False)
+    tried: tuple[Tried, ...] = field(repr=False)
+    together: tuple[Tried, ...] = field(repr=False)
+    noise: float
+
+    @property
+    def parts(self) -> pd.DataFrame:
+        """Where a step's time goes, a row each of data to Python: ``part, seconds, share``."""
+        step = self.stages.step
+        rows = [(part, t, t / step) for part in PARTS for t in (self.stages.parts[part],)]
+        return pd.DataFrame(rows, columns=["part", "seconds", "share"])
+
+    @property
+    def kinds(self) -> pd.DataFrame:
+        """What lies in memory, a row a kind: ``kind, bytes, share``."""
+        total = self.memory.total
+        rows = [
+            (kind.replace("_", " "), size, size / total) for kind, size in vars(self.memory).items()
+        ]
+        return pd.DataFrame(rows, columns=["kind", "bytes", "share"])
+
+    @property
+    def reached(self) -> pd.DataFrame:
+        """How fast each part computes and moves, a row each, the whole step last.
+
+        ``part, seconds, flops, bytes, flops_per_second, bytes_per_second``, and as shares of what
+        the machine reaches ``of_flops, of_bytes``; ``possible`` is the most that it could compute a
+        second at as many operations a byte, and ``of_possible`` what the part does of that. NaN for
+        the optimizer's operations, which are not counted.
+        """
+        whole = Work(
+            sum(w.flops for w in self.work.values()), sum(w.bytes for w in self.work.values())
+        )
+        spans = {**self.stages.spans, "whole step": self.stages.step}
+        rows = []
+        for part, work in (*self.work.items(), ("whole step", whole)):
+            seconds, flops = spans[part], work.flops or math.nan
+            possible = min(self.machine.flops, self.machine.bytes * flops / work.bytes)
+            rows.append(
+                {
+                    "part": part,
+                    "seconds": seconds,
+                    "flops": flops,
+                    "bytes": work.bytes,
+                    "flops_per_second": flops / seconds,
+                    "bytes_per_second": work.bytes / seconds,
+                    "of_flops": flops / seconds / self.machine.flops,
+                    "of_bytes": work.bytes / seconds / self.machine.bytes,
+                    "possible": possible if work.flops else math.nan,
+                    "of_possible": flops / seconds / possible if work.flops else math.nan,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """What was tried, best first, a row each; what could not be tried last.
+
+        ``change, kind, gain, low, high, samples_per_second, once, verdict, caution, reason``: gains
+        as shares of samples a second, with NaN where there is none; ``verdict`` is "faster",
+        "slower", "none" or "not tried".
+        """
+        rows = []
+        for one in (*self.tried, *self.together):
+            g = one.gain
+            rows.append(
+                {
+                    "change": one.change.words,
+                    "kind": one.change.kind,
+                    "gain": g.gain if g else math.nan,
+                    "low": g.low if g else math.nan,
+                    "high": g.high if g else math.nan,
+                    "samples_per_second": g.samples_per_second if g else math.nan,
+                    "once": one.once,
+                    "verdict": self._verdict(one),
+                    "caution": one.change.caution,
+                    "reason": one.reason,
+                }
+            )
+        return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
+
+    def _verdict(self, one: Tried) -> str:
+        g = one.gain
+        if g is None:
+            return "not tried"
+        if one.helps(self.noise):
+            return "faster"
+        return "slower" if g.high < 0 and g.gain < -max(self.noise, LITTLE) else "none"
+
+    @property
+    def advice(self) -> str:
+        """One sentence."""
+        helping = [one for one in (*self.tried, *self.together) if one.helps(self.noise)]
+        same = _best([one for one in helping if not one.change.caution])
+        other = _best(helping)
+        if other is None:
+            part = self.parts.sort_values("share").iloc[-1]
+            of = "Python between operators" if part["part"] == "python" else part["part"]
+            return (
+                f"Nothing that was tried makes this training faster for sure by more than "
+                f"{max(self.noise, LITTLE):.0%}; most of a step, {part['share']:.0%}, is {of}."
+            )
+        if same is None:
+            return (
+                f"Nothing that was tried makes a step faster and leaves the training as it is; "
+                f"{_words(other)} {_gives(other)}, but that is {other.change.caution}."
+            )
+        said = f"{_words(same, first=True)} {_gives(same)} and changes nothing else"
+        if same.once >= 1:
+            said += f", once it has taken {same.once:.0f} s to compile"
+        if other is same or other.gain is None or same.gain is None:
+            return said + "."
+        return said + f"; {_words(other)} {_gives(other)}, but that is {other.change.caution}."
+
+    def to_html(self) -> str:
+        """One page with figures and tables."""
+        from thalweg.report.profile import profile_html
+
+        return profile_html(self)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it; numbers that there are not as null."""
+        simple = ("task", "name", "optimizer", "lr", "batch_size", "precision", "device", "threads")
+        return {
+            **{name: getattr(self, name) for name in simple},
+            "samples_per_second": self.samples_per_second,
+            "step_seconds": self.stages.step,
+            "stages": self.stages.parts,
+            "spans": self.stages.spans,
+            "python": self.stages.python,
+            "remainder": self.stages.remainder,
+            "memory": asdict(self.memory),
+            "reached": _known(self.reached),
+            "machine": asdict(self.machine),
+            "noise": self.noise,
+            "changes": _known(self.changes),
+            "advice": self.advice,
+        }
+
+
+def _best(some: Sequence[Tried]) -> Tried | None:
+    return max(some, key=lambda one: one.gain.gain if one.gain else -1.0, default=None)
+
+
+def _words(one: Tried, first: bool = False) -> str:
+    words = one.change.words
+    return words[0].upper() + words[1:] if first else words
+
+
+def _gives(one: Tried) -> str:
+    assert one.gain is not None
+    return f"gives {1 + one.gain.gain:.3g} times as many samples a second"
+
+
+def _known(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_dict("records")
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would choose."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
