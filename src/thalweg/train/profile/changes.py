@@ -21,9 +21,9 @@ from thalweg.train.profile.memory import Memory
 from thalweg.train.profile.running import Gain, Running, gain_of, running
 from thalweg.train.recipe import Recipe, make
 
-__all__ = ["LITTLE", "Change", "Tried", "changes_for", "noise_of", "together", "tried"]
+__all__ = ["Change", "Tried", "changes_for", "threshold_of", "together", "tried"]
 
-LITTLE = 0.02  # below which a gain is none, however sure it is
+LITTLE = 0.02  # up to which a gain is none, however sure it is
 NOTHING = "nothing"
 DEPTH = 2  # batches in flight
 TIMES = (2, 4, 8)  # the batch size
@@ -69,10 +69,10 @@ class Tried:
     once: float = 0.0
     reason: str = ""
 
-    def helps(self, noise: float) -> bool:
-        """Whether it is faster for sure, and by more than noise and than counts."""
+    def helps(self, threshold: float) -> bool:
+        """Whether it is faster for sure, and by more than so much."""
         g = self.gain
-        return g is not None and g.low > 0 and g.gain > max(noise, LITTLE)
+        return g is not None and g.low > 0 and g.gain > threshold
 
 
 def changes_for(
@@ -226,17 +226,20 @@ def _tried(present: Running, task: Task, recipe: Recipe, change: Change) -> Trie
     return Tried(change, None, reason=plain)
 
 
-def noise_of(found: Sequence[Tried]) -> float:
-    """How much the present setting gains over itself, as far as its interval goes."""
+def threshold_of(found: Sequence[Tried]) -> float:
+    """From which a gain counts: what the present setting gains over itself, at its interval's end.
+
+    Or what is too little to matter.
+    """
     ends = [x for t in found if t.change.kind == NOTHING and t.gain for x in (t.gain.low, t.gain.high)]
-    return max(map(abs, ends), default=0.0)
+    return max(LITTLE, *map(abs, ends))
 
 
-def together(found: Sequence[Tried], noise: float) -> list[Change]:
+def together(found: Sequence[Tried], threshold: float) -> list[Change]:
     """The changes that help, at once: those that leave the training as it is, and all of them."""
     best: dict[str, Tried] = {}
     for one in found:
-        if one.gain is not None and one.helps(noise):
+        if one.gain is not None and one.helps(threshold):
             known = best.get(one.change.kind)
             if known is None or known.gain is None or one.gain.gain > known.gain.gain:
                 best[one.change.kind] = one

@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from thalweg.train.profile.changes import LITTLE, Tried
+from thalweg.train.profile.changes import Tried
 from thalweg.train.profile.machine import Machine
 from thalweg.train.profile.memory import Memory
 from thalweg.train.profile.stages import PARTS, Stages
 from thalweg.train.profile.work import Work
 
-__all__ = ["Profile", "duration"]
+__all__ = ["Profile"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,8 @@ class Profile:
         machine: what this machine was seen to reach.
         tried: every change, alone.
         together: those that help, at once.
-        noise: what the present setting gained over itself at most, which is nothing.
+        threshold: from which a gain counts: what the present setting gained over itself at most,
+            or what is too little to matter.
     """
 
     task: str
@@ -54,7 +55,7 @@ class Profile:
     machine: Machine = field(repr=False)
     tried: tuple[Tried, ...] = field(repr=False)
     together: tuple[Tried, ...] = field(repr=False)
-    noise: float
+    threshold: float
 
     @property
     def parts(self) -> pd.DataFrame:
@@ -136,14 +137,14 @@ class Profile:
         g = one.gain
         if g is None:
             return "not tried"
-        if one.helps(self.noise):
+        if one.helps(self.threshold):
             return "faster"
-        return "slower" if g.high < 0 and g.gain < -max(self.noise, LITTLE) else "none"
+        return "slower" if g.high < 0 and g.gain < -self.threshold else "none"
 
     @property
     def advice(self) -> str:
         """One sentence."""
-        helping = [one for one in (*self.tried, *self.together) if one.helps(self.noise)]
+        helping = [one for one in (*self.tried, *self.together) if one.helps(self.threshold)]
         same = _best([one for one in helping if not one.change.caution])
         other = _best(helping)
         if other is None:
@@ -151,7 +152,7 @@ class Profile:
             of = "Python between operators" if part["part"] == "python" else part["part"]
             return (
                 f"Nothing that was tried makes this training faster for sure by more than "
-                f"{max(self.noise, LITTLE):.0%}; most of a step, {part['share']:.0%}, is {of}."
+                f"{self.threshold:.0%}; most of a step, {part['share']:.0%}, is {of}."
             )
         if same is None:
             return (
@@ -185,7 +186,7 @@ class Profile:
             "memory": asdict(self.memory),
             "reached": _known(self.reached),
             "machine": asdict(self.machine),
-            "noise": self.noise,
+            "threshold": self.threshold,
             "changes": _known(self.changes),
             "advice": self.advice,
         }
@@ -212,10 +213,3 @@ def _known(table: pd.DataFrame) -> list[dict[str, Any]]:
         for row in rows
     ]
 
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit a person would choose."""
-    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"

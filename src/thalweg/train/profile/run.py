@@ -16,7 +16,7 @@ from thalweg.tasks.blame import raised
 from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import first_batch
 from thalweg.train.arguments import FitError, positive
-from thalweg.train.profile.changes import changes_for, noise_of, together, tried
+from thalweg.train.profile.changes import changes_for, threshold_of, together, tried
 from thalweg.train.profile.machine import measured
 from thalweg.train.profile.memory import Memory, memory_of
 from thalweg.train.profile.result import Profile
@@ -76,8 +76,8 @@ def profile(
             memory, work = _contents(present, recipe.batch_size or given.batch_size)
             changes = changes_for(given, recipe, where, threads, memory)
             found = tried(present, given, recipe, changes, progress)
-            noise = noise_of(found)
-            joint = tried(present, given, recipe, together(found, noise), progress)
+            threshold = threshold_of(found)
+            joint = tried(present, given, recipe, together(found, threshold), progress)
             engine = present.engine
     return Profile(
         task=given.title,
@@ -95,7 +95,7 @@ def profile(
         machine=machine,
         tried=tuple(found),
         together=tuple(joint),
-        noise=noise,
+        threshold=threshold,
     )
 
 
