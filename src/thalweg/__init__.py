@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from thalweg.tasks import Loss, Metric, Split, Task, TaskError
     from thalweg.tasks.images import images
     from thalweg.tasks.tables import Predictor, TableTask, table
+    from thalweg.train import DivergenceError, FitError, FitResult
+    from thalweg.train.fit import fit
     from thalweg.tune import (
         BatchSizes,
         Fit,
@@ -33,8 +35,11 @@ __all__ = [
     "Check",
     "Diagnosis",
     "DiagnosisError",
+    "DivergenceError",
     "Finding",
     "Fit",
+    "FitError",
+    "FitResult",
     "LRRange",
     "LandscapeError",
     "Loss",
@@ -52,6 +57,7 @@ __all__ = [
     "batch_sizes",
     "check",
     "diagnose",
+    "fit",
     "images",
     "landscape",
     "largest_batch",
@@ -82,6 +88,7 @@ _HOMES = {
         "thalweg.tune",
     ),
     **dict.fromkeys(("Diagnosis", "DiagnosisError", "Finding", "diagnose"), "thalweg.diagnosis"),
+    **dict.fromkeys(("DivergenceError", "FitError", "FitResult", "fit"), "thalweg.train"),
     "LandscapeError": "thalweg.landscape.arguments",
     "images": "thalweg.tasks.images",
     "ScheduleError": "thalweg.schedules",

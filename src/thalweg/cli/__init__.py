@@ -11,6 +11,7 @@ from thalweg import __version__
 from thalweg.cli.batch import batch
 from thalweg.cli.check import check
 from thalweg.cli.diagnose import diagnose
+from thalweg.cli.fit import fit
 from thalweg.cli.lr import lr
 from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
@@ -31,6 +32,7 @@ app.command("study")(study)
 app.command("lr")(lr)
 app.command("batch")(batch)
 app.command("diagnose")(diagnose)
+app.command("fit")(fit)
 app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)

@@ -80,12 +80,12 @@ class Ranks:
         optimizer.load_state_dict(state)
 
 
-def _copied(state: Any) -> Any:
-    found: dict[str, Any] = tree_map(
+def _copied(state: Any) -> dict[str, Any]:
+    found: Any = tree_map(
         lambda t: t.detach().to("cpu", copy=True) if isinstance(t, Tensor) else copy.copy(t),
         dict(state),
     )
-    return found
+    return dict(found)
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
