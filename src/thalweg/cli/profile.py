@@ -10,7 +10,6 @@ import typer
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
 from thalweg.cli.training import (
     Doing,
-    compiling,
     keep_memory,
     leaving_at_once,
     refuse,
@@ -65,7 +64,7 @@ def profile(
         from thalweg.errors import ArgumentError
         from thalweg.train.profile import profile as found_in
     try:
-        with compiling(), Doing(enabled=sys.stderr.isatty()) as show:
+        with Doing(enabled=sys.stderr.isatty()) as show:
             given = data.task(task)
             if isinstance(given, thalweg.TableTask):
                 print_columns(given)

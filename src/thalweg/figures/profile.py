@@ -17,6 +17,7 @@ VERDICTS = {"faster": BLUE, "slower": ORANGE, "none": GREY}
 LABELLED = 0.05  # of a bar, that has room for words
 ROW = 34  # pixels of a change
 WIDTH = 52  # characters of a line
+TICKS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50)
 
 
 def step(frame: pd.DataFrame) -> go.Figure:
@@ -25,7 +26,8 @@ def step(frame: pd.DataFrame) -> go.Figure:
     Args:
         frame: a row a part: ``part, seconds, share``.
     """
-    return _bar(frame["part"], frame["share"], [duration(t) for t in frame["seconds"]])
+    names = frame["part"].replace("python", "Python overhead")
+    return _bar(names, frame["share"], [duration(t) for t in frame["seconds"]])
 
 
 def memory(frame: pd.DataFrame) -> go.Figure:
@@ -39,9 +41,7 @@ def memory(frame: pd.DataFrame) -> go.Figure:
 
 def _bar(names: "pd.Series[str]", shares: "pd.Series[float]", texts: list[str]) -> go.Figure:
     figure = go.Figure()
-    for color, name, share, text in zip(
-        (*COLORS[:6], GREY), names, shares, texts, strict=False
-    ):
+    for color, name, share, text in zip((*COLORS[:6], GREY), names, shares, texts, strict=False):
         if not share:
             continue
         figure.add_bar(
@@ -109,8 +109,12 @@ def reached(frame: pd.DataFrame, flops: float, rate: float) -> go.Figure:
             hovertemplate=f"{row['part']}: {scaled(y, 'FLOP/s')} at %{{x:.3g}} FLOP a byte"
             "<extra></extra>",
         )
-    figure.update_xaxes(type="log", title_text="operations for each byte that has to be moved")
-    figure.update_yaxes(type="log", title_text="operations a second", exponentformat="SI")
+    figure.update_xaxes(
+        type="log", dtick=1, title_text="operations for each byte that has to be moved"
+    )
+    figure.update_yaxes(
+        type="log", dtick=1, title_text="operations a second (FLOP/s)", exponentformat="SI"
+    )
     return finish(figure, 400)
 
 
@@ -156,6 +160,3 @@ def changes(frame: pd.DataFrame) -> go.Figure:
     )
     figure = finish(figure, max(200, ROW * len(mine) + 90), legend=False)
     return figure.update_layout(margin={"l": 360})
-
-
-TICKS = (0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50)

@@ -114,8 +114,12 @@ def _changes(profile: Profile) -> list[list[str]]:
 def _gain(verdict: str, gain: float, low: float, high: float) -> tuple[str, str]:
     if not isfinite(gain):
         return verdict, "–"
-    ends = f"{100 * low:+.0f} to {100 * high:+.0f} %".replace("-", "−")
-    return "none" if verdict == "none" else f"{100 * gain:+.0f} %".replace("-", "−"), ends
+    ends = f"{_signed(low)} to {_signed(high)}"
+    return "none" if verdict == "none" else _signed(gain), ends
+
+
+def _signed(gain: float) -> str:
+    return f"{gain:+.0%}".replace("-", "−")
 
 
 def notes_of(profile: Profile, section: str) -> list[str]:
@@ -140,7 +144,7 @@ def notes_of(profile: Profile, section: str) -> list[str]:
         ]
     if section == "reached":
         said = (
-            f"Counted are products, convolutions and attention, and each tensor once for every part "
+            "Counted are products, convolutions and attention, and each tensor once for every part "
             f"that needs it. This machine reaches what it did in products of {p.machine.rows:,} by "
             f"{p.machine.rows:,} in {p.machine.dtype} and in a = b + 3 c over arrays larger than a "
             f"core's caches, {p.machine.seconds:.1f} s in all."
@@ -152,8 +156,8 @@ def notes_of(profile: Profile, section: str) -> list[str]:
     untried = table[table["verdict"] == "not tried"]
     notes += [f"{row.change}: {row.reason}." for row in untried.itertuples()]
     return [
-        f"None is a gain that is not above 0 for sure, or not above {p.threshold:.0%}: what the "
-        f"present setting gained over itself.",
+        f"A gain whose interval reaches below {p.threshold:.0%} is called none: by so much the "
+        f"present setting differs from itself, or so little does not matter.",
         *notes,
     ]
 

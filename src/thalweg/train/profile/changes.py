@@ -16,14 +16,15 @@ from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.registry import OPTIMIZERS, key
 from thalweg.tasks import Task
 from thalweg.tasks.blame import raised
-from thalweg.tasks.memory import available_memory, shown
+from thalweg.tasks.memory import shown
+from thalweg.train.profile.machine import free_memory
 from thalweg.train.profile.memory import Memory
 from thalweg.train.profile.running import Gain, Running, gain_of, running
 from thalweg.train.recipe import Recipe, make
 
-__all__ = ["Change", "Tried", "changes_for", "threshold_of", "together", "tried"]
+__all__ = ["Change", "Tried", "changes_for", "speed", "threshold_of", "together", "tried"]
 
-LITTLE = 0.02  # up to which a gain is none, however sure it is
+LITTLE = 0.02  # up to which a gain does not matter, however sure it is
 NOTHING = "nothing"
 DEPTH = 2  # batches in flight
 TIMES = (2, 4, 8)  # the batch size
@@ -69,10 +70,17 @@ class Tried:
     once: float = 0.0
     reason: str = ""
 
-    def helps(self, threshold: float) -> bool:
-        """Whether it is faster for sure, and by more than so much."""
-        g = self.gain
-        return g is not None and g.low > 0 and g.gain > threshold
+    def verdict(self, threshold: float) -> str:
+        """Whether it is "faster", "slower", "none" of both for sure, or "not tried".
+
+        Args:
+            threshold: by which its whole interval has to differ.
+        """
+        if self.gain is None:
+            return "not tried"
+        if self.gain.low > threshold:
+            return "faster"
+        return "slower" if self.gain.high < -threshold else "none"
 
 
 def changes_for(
@@ -93,7 +101,7 @@ def changes_for(
         found.append(Change("prefetch", words, {"prefetch": DEPTH}))
     found += _batch_sizes(task, recipe, device, memory)
     if recipe.precision == "float32":
-        caution = "numbers change: look at the loss"
+        caution = "numbers change, so look at the loss"
         found.append(Change("precision", "bfloat16", {"precision": "bfloat16"}, caution=caution))
     else:
         found.append(Change("precision", "float32", {"precision": "float32"}))
@@ -120,10 +128,7 @@ def _batch_sizes(
     task: Task, recipe: Recipe, device: torch.device, memory: Memory
 ) -> Iterator[Change]:
     now = recipe.batch_size or task.batch_size
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = available_memory()
+    free = free_memory(device)
     for times in TIMES:
         size = times * now
         if size > len(task.train):
@@ -134,7 +139,7 @@ def _batch_sizes(
             "batch_size",
             f"batches of {size:,}",
             {"batch_size": size},
-            caution="another training: the learning rate has to be chosen anew",
+            caution="that is another training, whose learning rate has to be chosen anew",
             refused=f"needs about {shown(need)}, {shown(free)} are free" if need > free else "",
         )
 
@@ -227,26 +232,26 @@ def _tried(present: Running, task: Task, recipe: Recipe, change: Change) -> Trie
 
 
 def threshold_of(found: Sequence[Tried]) -> float:
-    """From which a gain counts: what the present setting gains over itself, at its interval's end.
-
-    Or what is too little to matter.
-    """
-    ends = [x for t in found if t.change.kind == NOTHING and t.gain for x in (t.gain.low, t.gain.high)]
-    return max(LITTLE, *map(abs, ends))
+    """From which a gain counts: what the present setting gains over itself, or what matters."""
+    itself = [t.gain.gain for t in found if t.change.kind == NOTHING and t.gain]
+    return max(LITTLE, *map(abs, itself))
 
 
 def together(found: Sequence[Tried], threshold: float) -> list[Change]:
     """The changes that help, at once: those that leave the training as it is, and all of them."""
     best: dict[str, Tried] = {}
-    for one in found:
-        if one.gain is not None and one.helps(threshold):
-            known = best.get(one.change.kind)
-            if known is None or known.gain is None or one.gain.gain > known.gain.gain:
-                best[one.change.kind] = one
+    for one in sorted(found, key=speed):
+        if one.verdict(threshold) == "faster":
+            best[one.change.kind] = one
     every = [one.change for one in best.values()]
     same = [change for change in every if not change.caution]
     several = [some for some in (same, every) if len(some) > 1]
     return [_joined(some) for i, some in enumerate(several) if several.index(some) == i]
+
+
+def speed(one: Tried) -> float:
+    """What it gains, to sort by; what could not be tried is last."""
+    return one.gain.gain if one.gain else -1.0
 
 
 def _joined(changes: Sequence[Change]) -> Change:

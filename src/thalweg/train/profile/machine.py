@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
 
 from thalweg.tasks.memory import available_memory
 
-__all__ = ["Machine", "measured", "wait"]
+__all__ = ["Machine", "free_memory", "measured", "wait"]
 
 SMALLEST, LARGEST = 256, 8192  # rows of the matrices
 LONG = 0.03  # seconds of a product, beyond which larger ones would tell nothing new
@@ -65,12 +66,17 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has left."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
 def _product(device: torch.device, dtype: torch.dtype) -> tuple[float, int]:
     best, rows, n = 0.0, SMALLEST, SMALLEST
     while n <= LARGEST:
         # Of ones no product overflows, in whatever dtype; processors take as long for any numbers.
         left, right, out = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(3))
-        took = _fastest(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device)
+        took = _fastest(partial(torch.mm, left, right, out=out), device)
         if 2 * n**3 / took > best:
             best, rows = 2 * n**3 / took, n
         if took > LONG:
@@ -80,10 +86,10 @@ def _product(device: torch.device, dtype: torch.dtype) -> tuple[float, int]:
 
 
 def _triad(device: torch.device) -> float:
-    free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    n = int(min(ARRAY if device.type == "cpu" else 4 * ARRAY, SHARE * free)) // 4
+    most = ARRAY if device.type == "cpu" else 4 * ARRAY
+    n = int(min(most, SHARE * free_memory(device))) // 4
     a, b, c = (torch.ones(n, device=device) for _ in range(3))
-    return 12 * n / _fastest(lambda: torch.add(b, c, alpha=3.0, out=a), device)
+    return 12 * n / _fastest(partial(torch.add, b, c, alpha=3.0, out=a), device)
 
 
 def _fastest(call: Callable[[], object], device: torch.device) -> float:

@@ -67,7 +67,8 @@ class Saved:
     def bytes_beside(self, others: Iterable[Tensor]) -> int:
         """Bytes that are still kept, but for those of other tensors."""
         known = {_key(t) for t in others}
-        return sum(n for key, n in self._found.items() if not key.expired() and key not in known)
+        kept = {key: n for key, n in self._found.items() if not key.expired()}  # type: ignore[no-untyped-call]
+        return sum(n for key, n in kept.items() if key not in known)
 
 
 def memory_of(
@@ -104,7 +105,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _key(tensor: Tensor) -> StorageWeakRef:
     # By its address alone a piece of memory could be taken for one that was let go before it.
-    return StorageWeakRef(tensor.untyped_storage())
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _tensors(kept: Any) -> Iterator[Tensor]:

@@ -1,13 +1,13 @@
 """What a profile found."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from thalweg.train.profile.changes import Tried
+from thalweg.train.profile.changes import Tried, speed
 from thalweg.train.profile.machine import Machine
 from thalweg.train.profile.memory import Memory
 from thalweg.train.profile.stages import PARTS, Stages
@@ -36,7 +36,7 @@ class Profile:
         machine: what this machine was seen to reach.
         tried: every change, alone.
         together: those that help, at once.
-        threshold: from which a gain counts: what the present setting gained over itself at most,
+        threshold: from which a gain counts: what the present setting gained over itself,
             or what is too little to matter.
     """
 
@@ -126,27 +126,21 @@ class Profile:
                     "high": g.high if g else math.nan,
                     "samples_per_second": g.samples_per_second if g else math.nan,
                     "once": one.once,
-                    "verdict": self._verdict(one),
+                    "verdict": one.verdict(self.threshold),
                     "caution": one.change.caution,
                     "reason": one.reason,
                 }
             )
         return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
 
-    def _verdict(self, one: Tried) -> str:
-        g = one.gain
-        if g is None:
-            return "not tried"
-        if one.helps(self.threshold):
-            return "faster"
-        return "slower" if g.high < 0 and g.gain < -self.threshold else "none"
-
     @property
     def advice(self) -> str:
         """One sentence."""
-        helping = [one for one in (*self.tried, *self.together) if one.helps(self.threshold)]
-        same = _best([one for one in helping if not one.change.caution])
-        other = _best(helping)
+        helping = [
+            one for one in (*self.tried, *self.together) if one.verdict(self.threshold) == "faster"
+        ]
+        same = max((t for t in helping if not t.change.caution), key=speed, default=None)
+        other = max(helping, key=speed, default=None)
         if other is None:
             part = self.parts.sort_values("share").iloc[-1]
             of = "Python between operators" if part["part"] == "python" else part["part"]
@@ -156,15 +150,15 @@ class Profile:
             )
         if same is None:
             return (
-                f"Nothing that was tried makes a step faster and leaves the training as it is; "
-                f"{_words(other)} {_gives(other)}, but that is {other.change.caution}."
+                f"Nothing that was tried makes it faster and leaves the training as it is; "
+                f"{_with(other)}, but {other.change.caution}."
             )
-        said = f"{_words(same, first=True)} {_gives(same)} and changes nothing else"
+        said = f"{_with(same, 'With')}, and nothing else changes"
         if same.once >= 1:
             said += f", once it has taken {same.once:.0f} s to compile"
-        if other is same or other.gain is None or same.gain is None:
-            return said + "."
-        return said + f"; {_words(other)} {_gives(other)}, but that is {other.change.caution}."
+        if other is same:
+            return f"{said}."
+        return f"{said}; {_with(other)}, but {other.change.caution}."
 
     def to_html(self) -> str:
         """One page with figures and tables."""
@@ -192,18 +186,10 @@ class Profile:
         }
 
 
-def _best(some: Sequence[Tried]) -> Tried | None:
-    return max(some, key=lambda one: one.gain.gain if one.gain else -1.0, default=None)
-
-
-def _words(one: Tried, first: bool = False) -> str:
-    words = one.change.words
-    return words[0].upper() + words[1:] if first else words
-
-
-def _gives(one: Tried) -> str:
+def _with(one: Tried, first: str = "with") -> str:
     assert one.gain is not None
-    return f"gives {1 + one.gain.gain:.3g} times as many samples a second"
+    times = f"{1 + one.gain.gain:.3g}"
+    return f"{first} {one.change.words} it gets through {times} times as many samples a second"
 
 
 def _known(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -212,4 +198,3 @@ def _known(table: pd.DataFrame) -> list[dict[str, Any]]:
         {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         for row in rows
     ]
-

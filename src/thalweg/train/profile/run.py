@@ -143,9 +143,7 @@ def _name(optimizer: Optimizer) -> str:
 
 
 @contextmanager
-def _started(
-    task: Task, recipe: Recipe, device: torch.device, threads: int
-) -> Iterator[Running]:
+def _started(task: Task, recipe: Recipe, device: torch.device, threads: int) -> Iterator[Running]:
     """The training as it is set."""
     with ExitStack() as open_:
         try:
@@ -153,7 +151,9 @@ def _started(
         except ArgumentError:
             raise
         except Exception as error:
-            raise FitError("task", f"the first steps of its training raise {raised(error)}") from error
+            raise FitError(
+                "task", f"the first steps of its training raise {raised(error)}"
+            ) from error
         yield present
 
 

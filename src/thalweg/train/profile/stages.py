@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.autograd import DeviceType, profiler
+from torch._C._autograd import DeviceType
+from torch.autograd import profiler
 
 from thalweg.train.profile.machine import wait
 from thalweg.train.profile.running import Running
 
-__all__ = ["COMPUTING", "PARTS", "Stages", "outside", "stages_of", "stalls"]
+__all__ = ["COMPUTING", "PARTS", "Clock", "Stages", "outside", "stages_of", "stalls"]
 
 PARTS = ("data", "copy", "forward", "backward", "optimizer", "synchronisation", "python")
 MARKED = PARTS[:5]
@@ -68,7 +69,7 @@ def stages_of(present: Running) -> Stages:
     has not asked for more; where it has nothing to do because the host waited for it, that is
     synchronisation. One process has none of that on the CPU.
     """
-    clock = _Events(present.device) if present.device.type == "cuda" else _Clock()
+    clock = _Events(present.device) if present.device.type == "cuda" else Clock()
     wholes: list[float] = []
     clocked: list[dict[str, float]] = []
     for _ in range(present.rounds):
@@ -81,14 +82,12 @@ def stages_of(present: Running) -> Stages:
     shares = {p: median(one[p] / t for one, t in zip(clocked, sums, strict=True)) for p in MARKED}
     spans = {part: step * share / sum(shares.values()) for part, share in shares.items()}
     python, waiting = _shares(present, spans)
-    parts = {
-        part: t - python.get(part, 0.0) - waiting.get(part, 0.0) for part, t in spans.items()
-    }
+    parts = {part: t - python.get(part, 0.0) - waiting.get(part, 0.0) for part, t in spans.items()}
     parts |= {"synchronisation": sum(waiting.values()), "python": sum(python.values())}
     return Stages(step, parts, spans, python, 1 - median(sums) / step)
 
 
-class _Clock:
+class Clock:
     """Adds up what lies between its looks, which begin with "begin"."""
 
     def __init__(self) -> None:
@@ -99,11 +98,13 @@ class _Clock:
         self._cost = (perf_counter() - start) / looks
 
     def begin(self) -> None:
+        """Forget what was added up."""
         self._found = dict.fromkeys(("begin", *MARKED), 0.0)
         self._looks = dict.fromkeys(self._found, 0)
         self._last = perf_counter()
 
     def __call__(self, part: str) -> None:
+        """Look at the clock, at the end of a part."""
         now = perf_counter()
         self._found[part] += now - self._last
         self._looks[part] += 1
@@ -125,7 +126,7 @@ class _Events:
         self._marks: list[tuple[str, Any]] = []
 
     def __call__(self, part: str) -> None:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._marks.append((part, event))
 
@@ -195,7 +196,7 @@ def _profiled(device: torch.device) -> Iterator[Any]:
     os.environ["KINETO_LOG_LEVEL"] = before or "99"
     cuda = "cuda" if device.type == "cuda" else None
     try:
-        with profiler.profile(use_kineto=True, use_device=cuda) as profile:  # type: ignore[no-untyped-call]
+        with profiler.profile(use_kineto=True, use_device=cuda) as profile:
             yield profile
     finally:
         if before is None:
@@ -225,7 +226,8 @@ def outside(
     """Share of each part that lies outside of operators.
 
     Args:
-        start, end: of the events of one thread, in nanoseconds, by their beginning.
+        start: of the events of one thread, in nanoseconds, rising.
+        end: of each.
         operator: which of them are operators.
         ends: the parts in their order, each with its end, after one that says when the first began.
         cost: nanoseconds that watching took for each event: within an operator for those inside of
@@ -256,9 +258,7 @@ def _on_device(
 
     What its kernels take does not change when it is watched, and what is between them does.
     """
-    asked = {
-        e.correlation_id(): e.start_ns() for e in events if e.device_type() == DeviceType.CPU
-    }
+    asked = {e.correlation_id(): e.start_ns() for e in events if e.device_type() == DeviceType.CPU}
     names = np.array([part for part, _ in ends])
     times = [at for _, at in ends]
     kernels = sorted(
@@ -305,6 +305,5 @@ def stalls(
         times[2] += gap * waited
         reach = max(reach, end)
     return {
-        part: (busy / 1e9, idle / 1e9, waited / 1e9)
-        for part, (busy, idle, waited) in found.items()
+        part: (busy / 1e9, idle / 1e9, waited / 1e9) for part, (busy, idle, waited) in found.items()
     }

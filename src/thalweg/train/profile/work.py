@@ -56,4 +56,3 @@ def moved(memory: Memory) -> dict[str, int]:
         "backward": m.batch + m.parameters + m.activations + m.gradients,
         "optimizer": m.gradients + 2 * m.parameters + 2 * m.optimizer_state,
     }
-
