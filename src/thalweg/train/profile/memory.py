@@ -55,7 +55,7 @@ class Saved:
     def _seen(self, tensor: Tensor) -> Tensor:
         if tensor.layout == torch.strided:
             self._found[_key(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # itself, an operator's output would keep the operator alive
 
     def __enter__(self) -> "Saved":
         self._hooks.__enter__()

@@ -30,6 +30,18 @@ __all__ = ["profile"]
 TORCHS = "torch."  # before the name of an optimizer in torch.optim
 
 
+@contextmanager
+def _threads_left() -> Iterator[None]:
+    """Give torch back as many threads as it has."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@random_states()
+@_threads_left()
 def profile(
     task: str | Task,
     optimizer: str | Maker = "adam",
@@ -66,19 +78,18 @@ def profile(
     recipe = _recipe(optimizer, lr, batch_size, precision)
     checked(recipe, len(given.train))
     threads = torch.get_num_threads()
-    with random_states(), _threads_left():
-        first_batch(given, recipe.batch_size)
-        progress("measuring what this machine reaches")
-        machine = measured(where, getattr(torch, precision))
-        with _started(given, recipe, where, threads) as present:
-            progress("taking a step apart")
-            stages = stages_of(present)
-            memory, work = _contents(present, recipe.batch_size or given.batch_size)
-            changes = changes_for(given, recipe, where, threads, memory)
-            found = tried(present, given, recipe, changes, progress)
-            threshold = threshold_of(found)
-            joint = tried(present, given, recipe, together(found, threshold), progress)
-            engine = present.engine
+    first_batch(given, recipe.batch_size)
+    progress("measuring what this machine reaches")
+    machine = measured(where, getattr(torch, precision))
+    with _started(given, recipe, where, threads) as present:
+        progress("taking a step apart")
+        stages = stages_of(present)
+        memory, work = _contents(present, recipe.batch_size or given.batch_size)
+        changes = changes_for(given, recipe, where, threads, memory)
+        found = tried(present, given, recipe, changes, progress)
+        threshold = threshold_of(found)
+        joint = tried(present, given, recipe, together(found, threshold), progress)
+        engine = present.engine
     return Profile(
         task=given.title,
         name=given.name,
@@ -155,16 +166,6 @@ def _started(task: Task, recipe: Recipe, device: torch.device, threads: int) -> 
                 "task", f"the first steps of its training raise {raised(error)}"
             ) from error
         yield present
-
-
-@contextmanager
-def _threads_left() -> Iterator[None]:
-    """Give torch back as many threads as it has."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _contents(present: Running, size: int) -> tuple[Memory, dict[str, Work]]:
