@@ -19,6 +19,7 @@ from thalweg.cli.profile import profile
 from thalweg.cli.schedules import schedules
 from thalweg.cli.study import study
 from thalweg.cli.surface import surface
+from thalweg.train.alive import speaks
 
 __all__ = ["app", "main"]
 
@@ -80,11 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             standalone_mode=False,
         )
     except (typer.Abort, KeyboardInterrupt):
-        print("thalweg: interrupted", file=sys.stderr)
+        if speaks():
+            print("thalweg: interrupted", file=sys.stderr)
         sys.exit(130)
     except TyperException as error:
         # One line, where the default prints the usage and a box around the message.
-        print(f"thalweg: {error.format_message()}", file=sys.stderr)
+        if speaks():
+            print(f"thalweg: {error.format_message()}", file=sys.stderr)
         sys.exit(2)
     finally:
         gc.freeze()

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+
+from thalweg.files import try_to_write, whole
 
 if TYPE_CHECKING:
     from thalweg.studies import Progress
@@ -96,22 +97,16 @@ def refuse_unwritable(option: str, path: Path) -> None:
             refuse(option, f"{path} is a folder; give the path of a file")
         if path.exists() and not path.is_file():  # a device, which a file would take the place of
             refuse(option, f"{path} is no ordinary file; give the path of one")
-        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-        # As `thalweg.files.whole` will, because permissions alone do not tell.
-        handle, name = tempfile.mkstemp(dir=there, prefix=f".{path.name}.")
+        try_to_write(path)
     except OSError as error:
         refuse(
             option,
             f"cannot write {path} ({error.strerror}); give the path of a file that can be made",
         )
-    os.close(handle)
-    os.unlink(name)
 
 
 def write_page(out: Path, text: str) -> None:
     """Write a page, whole or not at all."""
-    from thalweg.files import whole
-
     try:
         with whole(out) as file:
             file.write_text(text, encoding="utf-8")

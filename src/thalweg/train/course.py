@@ -149,7 +149,9 @@ class Course:
                     f"the loss is {'NaN' if isnan(loss) else 'infinite'}",
                 )
         samples = sum(engine.samples)
-        self._sums[0] += sum(x * n for x, n in zip(losses, engine.samples, strict=True))
+        # One after another: a sum must not depend on how many steps were taken at once.
+        for loss, n in zip(losses, engine.samples, strict=True):
+            self._sums[0] += loss * n
         self._sums[1] += samples
         if self._log is not None:
             values = {"train/loss": losses[-1], "train/lr": engine.lr}
@@ -173,12 +175,9 @@ class Course:
     def _end_epoch(self) -> None:
         """Evaluate the weights to keep, and take note of them if they are the best."""
         engine = self._engine
+        self._check_weights()
         engine.to_answers()
         found = engine.evaluate(self._task.validation)
-        if not (isfinite(found.loss) and isfinite(found.metric)):
-            weights = engine.weights()
-            if not all_finite(weights):
-                self._diverged(engine.step + 1, "weights are NaN or infinite")
         row = {
             "epoch": engine.epoch,
             "step": engine.step,
@@ -241,9 +240,8 @@ class Course:
 
     def _keep(self) -> None:
         """Take the state that a training goes on from, and have it written."""
+        self._check_weights()
         state = self._state()
-        if not all_finite(state["model"]):
-            self._diverged(self._engine.step + 1, "weights are NaN or infinite")
         self._safe, self._looked = state, perf_counter()
         self._submit(state)
 
@@ -257,6 +255,12 @@ class Course:
             self._background.submit(write, folder / BEST, content)
             self._written = best
         self._background.submit(write, folder / LAST, state)
+
+    def _check_weights(self) -> None:
+        """A loss may be finite where weights are not, of units that have no say."""
+        engine = self._engine
+        if self._ranks.most(not all_finite(list(engine.module.parameters()))):
+            self._diverged(engine.step, "weights are NaN or infinite")
 
     def _diverged(self, step: int, what: str) -> None:
         """End a training with the step and the layer, and the checkpoint from before them."""

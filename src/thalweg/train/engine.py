@@ -16,6 +16,7 @@ from thalweg.train.batches import (
     Loaded,
     Pair,
     random_state,
+    seed_all,
     set_random_state,
     split_bytes,
 )
@@ -64,7 +65,7 @@ class Engine:
         shard: bool = False,
     ) -> None:
         self._task, self._recipe, self.ranks = task, recipe, ranks
-        torch.manual_seed(recipe.seed)
+        seed_all(recipe.seed)
         self.model = task.model().to(ranks.device)
         if recipe.hybridize:
             from thalweg.train.hybrid import hybridize
@@ -72,7 +73,7 @@ class Engine:
             self.model = hybridize(self.model)
         self.module: nn.Module = ranks.wrap(self.model, shard).train()
         if ranks.rank:  # or all would drop the same units
-            torch.manual_seed(recipe.seed + ranks.rank)
+            seed_all(recipe.seed + ranks.rank)
         self._batches: Batches = self._source(loader)
         self._depth = AHEAD if loader is not None or self._is_copied() else 0
         if recipe.prefetch is not None:

@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from torch import Tensor
 
+from thalweg.files import try_to_write
 from thalweg.schedules import Schedule
 from thalweg.tasks import Loss, Task, TaskError, load
 from thalweg.tasks.states import random_states
@@ -170,9 +170,7 @@ def _check_folder(folder: Path | None, needed: Mapping[str, bool]) -> None:
                 raise FitError(name, "needs the folder of the training; give it as out")
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder, prefix=".thalweg."):
-            pass
+        try_to_write(folder / LAST)
     except OSError as error:
         raise FitError("out", f"cannot write to {folder} ({error.strerror})") from None
 

@@ -59,25 +59,26 @@ def culprit(engine: Engine, safe: dict[str, Any], step: int) -> Culprit | None:
     """Train once more from where all was well, and look.
 
     Args:
-        engine: of the training, which is somewhere after the step before ``step`` when this ends.
+        engine: of the training, which is somewhere else when this ends.
         safe: its state at an earlier step.
-        step: from 1, the first with a loss that is not finite; or the one after the first that
-            left such weights.
+        step: from 1, after which something was seen not to be finite.
 
     Returns:
         None where it does not happen again.
     """
     engine.load(safe)
-    # What the loss shows may have come of the update before.
-    ahead = step - 2 - engine.step
-    if ahead > 0:
-        engine.advance(ahead)
     while engine.step < step:
-        seen = [found for found in engine.ranks.all_of(_looked_at(engine)) if found is not None]
-        if seen:
-            layer, what = seen[0]
-            return Culprit(engine.step, engine.epoch, layer, what, engine.lr)
-    return None
+        loss = engine.advance(1)
+        if engine.ranks.most(not all_finite([loss, *engine.module.parameters()])):
+            break
+    else:
+        return None
+    first = engine.step
+    engine.load(safe)
+    if first - 1 > engine.step:
+        engine.advance(first - 1 - engine.step)
+    seen = [found for found in engine.ranks.all_of(_looked_at(engine)) if found is not None]
+    return Culprit(first, engine.epoch, *seen[0], engine.lr) if seen else None
 
 
 def _looked_at(engine: Engine) -> tuple[str | None, str] | None:
@@ -85,7 +86,7 @@ def _looked_at(engine: Engine) -> tuple[str | None, str] | None:
     window, step = engine.window(), engine.taken
     parameters = dict(engine.model.named_parameters())
     bad: list[str] = []
-    with _watched(engine.model) as seen:
+    with _watched(engine.model) as (outputs, reaching):
         if engine.made.needs_closure or step.scaler is not None:
             loss = step(window)
         else:
@@ -96,10 +97,12 @@ def _looked_at(engine: Engine) -> tuple[str | None, str] | None:
     engine.step += 1
     if not all_finite([(x, y) for x, y, _ in window]):
         return None, "the inputs or targets of the batch"
-    if seen:
-        return seen[0]
+    if outputs:
+        return outputs[0]
     if not all_finite(loss):
         return None, "the values of the loss alone"
+    if reaching:
+        return reaching[0]
     if bad:  # the one nearest to the outputs comes first
         return bad[-1].rpartition(".")[0], f"the gradient's elements for {bad[-1]}"
     left = [name for name, p in parameters.items() if not all_finite(p)]
@@ -110,30 +113,34 @@ def _looked_at(engine: Engine) -> tuple[str | None, str] | None:
     )
 
 
+Found = list[tuple[str | None, str]]
+
+
 @contextmanager
-def _watched(module: nn.Module) -> Iterator[list[tuple[str | None, str]]]:
+def _watched(module: nn.Module) -> Iterator[tuple[Found, Found]]:
     """Outputs of layers, and gradients that reach them, which are not finite; in order."""
-    seen: list[tuple[str | None, str]] = []
+    found: tuple[Found, Found] = [], []
 
     def look(name: str) -> Any:
-        def backward(g: Tensor, said: str) -> None:
-            if not all_finite(g):
-                seen.append((name, f"the gradients that reach the outputs of {said}"))
-
         def forward(part: nn.Module, _: Any, outputs: Any) -> None:
             said = f"layer {name} ({type(part).__name__})" if name else type(part).__name__
+
+            def backward(g: Tensor) -> None:
+                if not all_finite(g):
+                    found[1].append((name, f"the gradients that reach the outputs of {said}"))
+
             if not all_finite(outputs):
-                seen.append((name, f"the outputs of {said}"))
+                found[0].append((name, f"the outputs of {said}"))
             for t in tree_leaves(outputs):
                 if isinstance(t, Tensor) and t.requires_grad:
-                    t.register_hook(lambda g: backward(g, said))  # type: ignore[no-untyped-call]
+                    t.register_hook(backward)  # type: ignore[no-untyped-call]
 
         return forward
 
     leaves = [(n, m) for n, m in module.named_modules() if not list(m.children())]
     hooks = [part.register_forward_hook(look(name)) for name, part in leaves]
     try:
-        yield seen
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
