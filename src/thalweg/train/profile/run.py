@@ -15,7 +15,7 @@ from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.blame import raised
 from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import first_batch
-from thalweg.train.arguments import FitError, positive
+from thalweg.train.arguments import FitError, device_of, positive
 from thalweg.train.profile.changes import changes_for, threshold_of, together, tried
 from thalweg.train.profile.machine import measured
 from thalweg.train.profile.memory import Memory, memory_of
@@ -74,7 +74,7 @@ def profile(
     given = load(task) if isinstance(task, str) else task
     if not isinstance(given, Task):
         raise TaskError("task", f"must be a name or a thalweg.Task, got {task!r}")
-    where = _device(device)
+    where = device_of(device)
     recipe = _recipe(optimizer, lr, batch_size, precision)
     checked(recipe, len(given.train))
     threads = torch.get_num_threads()
@@ -108,19 +108,6 @@ def profile(
         together=tuple(joint),
         threshold=threshold,
     )
-
-
-def _device(device: str) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise FitError("device", f"must be cpu or cuda, got {device!r}")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise FitError("device", f"torch finds {count} GPUs here, got {device!r}")
-    return found
 
 
 def _recipe(
