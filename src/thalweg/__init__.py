@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from thalweg.tasks import Loss, Metric, Split, Task, TaskError
     from thalweg.tasks.images import images
     from thalweg.tasks.tables import Predictor, TableTask, table
+    from thalweg.train import DivergenceError, FitError, FitResult
+    from thalweg.train.fit import fit
+    from thalweg.train.profile import Profile, profile
     from thalweg.tune import (
         BatchSizes,
         Fit,
@@ -33,14 +36,18 @@ __all__ = [
     "Check",
     "Diagnosis",
     "DiagnosisError",
+    "DivergenceError",
     "Finding",
     "Fit",
+    "FitError",
+    "FitResult",
     "LRRange",
     "LandscapeError",
     "Loss",
     "Metric",
     "NoiseScale",
     "Predictor",
+    "Profile",
     "ScheduleError",
     "Split",
     "StudyError",
@@ -52,12 +59,14 @@ __all__ = [
     "batch_sizes",
     "check",
     "diagnose",
+    "fit",
     "images",
     "landscape",
     "largest_batch",
     "lr_range_test",
     "noise_scale",
     "optim",
+    "profile",
     "schedules",
     "study",
     "table",
@@ -82,6 +91,8 @@ _HOMES = {
         "thalweg.tune",
     ),
     **dict.fromkeys(("Diagnosis", "DiagnosisError", "Finding", "diagnose"), "thalweg.diagnosis"),
+    **dict.fromkeys(("DivergenceError", "FitError", "FitResult", "fit"), "thalweg.train"),
+    **dict.fromkeys(("Profile", "profile"), "thalweg.train.profile"),
     "LandscapeError": "thalweg.landscape.arguments",
     "images": "thalweg.tasks.images",
     "ScheduleError": "thalweg.schedules",

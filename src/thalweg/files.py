@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole"]
+__all__ = ["try_to_write", "whole"]
 
 
 @contextmanager
@@ -35,3 +35,17 @@ def whole(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def try_to_write(path: str | Path) -> None:
+    """Find out whether a file can be made at a path, and its folder; nothing is left behind.
+
+    Raises:
+        OSError: if not.
+    """
+    path = Path(path).absolute()
+    there = next(folder for folder in path.parents if os.path.lexists(folder))
+    # As `whole` will, because permissions alone do not tell.
+    handle, name = tempfile.mkstemp(dir=there, prefix=f".{path.name}.")
+    os.close(handle)
+    os.unlink(name)

@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from thalweg import __version__
+from thalweg.alive import speaks
 from thalweg.cli.batch import batch
 from thalweg.cli.check import check
 from thalweg.cli.diagnose import diagnose
+from thalweg.cli.fit import fit
 from thalweg.cli.lr import lr
 from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
+from thalweg.cli.profile import profile
 from thalweg.cli.schedules import schedules
 from thalweg.cli.study import study
 from thalweg.cli.surface import surface
@@ -31,6 +34,8 @@ app.command("study")(study)
 app.command("lr")(lr)
 app.command("batch")(batch)
 app.command("diagnose")(diagnose)
+app.command("fit")(fit)
+app.command("profile")(profile)
 app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)
@@ -76,11 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             standalone_mode=False,
         )
     except (typer.Abort, KeyboardInterrupt):
-        print("thalweg: interrupted", file=sys.stderr)
+        if speaks():
+            print("thalweg: interrupted", file=sys.stderr)
         sys.exit(130)
     except TyperException as error:
         # One line, where the default prints the usage and a box around the message.
-        print(f"thalweg: {error.format_message()}", file=sys.stderr)
+        if speaks():
+            print(f"thalweg: {error.format_message()}", file=sys.stderr)
         sys.exit(2)
     finally:
         gc.freeze()

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -12,10 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from thalweg.files import try_to_write, whole
+
 if TYPE_CHECKING:
     from thalweg.studies import Progress
 
 __all__ = [
+    "Doing",
     "Line",
     "compiling",
     "keep_memory",
@@ -95,22 +97,16 @@ def refuse_unwritable(option: str, path: Path) -> None:
             refuse(option, f"{path} is a folder; give the path of a file")
         if path.exists() and not path.is_file():  # a device, which a file would take the place of
             refuse(option, f"{path} is no ordinary file; give the path of one")
-        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-        # As `thalweg.files.whole` will, because permissions alone do not tell.
-        handle, name = tempfile.mkstemp(dir=there, prefix=f".{path.name}.")
+        try_to_write(path)
     except OSError as error:
         refuse(
             option,
             f"cannot write {path} ({error.strerror}); give the path of a file that can be made",
         )
-    os.close(handle)
-    os.unlink(name)
 
 
 def write_page(out: Path, text: str) -> None:
     """Write a page, whole or not at all."""
-    from thalweg.files import whole
-
     try:
         with whole(out) as file:
             file.write_text(text, encoding="utf-8")
@@ -146,3 +142,25 @@ class Line(AbstractContextManager[Any]):
                 f"· {p.steps_per_second:,.0f} steps/s · {p.seconds_left:.0f} s left"
             )
             self._live.update(Text(line))
+
+
+class Doing:
+    """What is being done, in one live line on standard error, if that is a terminal."""
+
+    def __init__(self, enabled: bool) -> None:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("preparing")
+        self._enabled = enabled
+
+    def __enter__(self) -> "Doing":
+        if self._enabled:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def __call__(self, doing: str) -> None:
+        """Say what is being done now."""
+        self._status.update(doing)

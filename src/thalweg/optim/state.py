@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from thalweg.kernels.cpu import Storage
     from thalweg.optim.base import RuleOptimizer
 
-__all__ = ["keep_types", "scale_of", "start", "storage"]
+__all__ = ["keep_types", "opened", "scale_of", "start", "storage"]
 
 State = dict[str, Any]
 
@@ -116,17 +116,30 @@ def _recode(state: State, name: str, kind: str, p: Tensor) -> None:
     if found.is_floating_point() and wanted.is_floating_point:
         state[name] = found.to(wanted)
         return
-    from thalweg.kernels.codecs import decoded, encoded
-    from thalweg.kernels.storage import CHUNK, scales
+    from thalweg.kernels.codecs import encoded
+    from thalweg.kernels.storage import CHUNK
 
-    part, kept = part_of(found), state.pop(scale_of(name), None)
-    if kept is not None:
-        kept = part_of(kept).view(-1)[: scales(part.numel())]
-    values = decoded(_EIGHT_OF.get(found.dtype, ""), part, kept)
+    values = opened(found, state.pop(scale_of(name), None))
     made, scale = encoded(kind, values) if kind else (values.to(wanted), None)
     state[name] = with_part(p, made)
     if scale is not None:
         state[scale_of(name)] = side_by_side(p, scale, CHUNK)
+
+
+def opened(kept: Tensor, scale: Tensor | None) -> Tensor:
+    """What a state in fewer bits stands for, float32; of a DTensor the part in this process.
+
+    Args:
+        kept: as it is stored.
+        scale: its scales, if it is in eight bits.
+    """
+    from thalweg.kernels.codecs import decoded
+    from thalweg.kernels.storage import scales
+
+    part = part_of(kept)
+    if scale is not None:
+        scale = part_of(scale).view(-1)[: scales(part.numel())]
+    return decoded(_EIGHT_OF.get(part.dtype, ""), part, scale)
 
 
 def keep_types(optimizer: "RuleOptimizer", state_dict: dict[str, Any]) -> None:

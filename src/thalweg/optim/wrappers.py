@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from thalweg import rules
 from thalweg.optim.classes import SGD
+from thalweg.optim.shards import is_sharded, part_of
 from thalweg.rules.rule import Flag, Hyperparameter, Number
 
 __all__ = ["GD", "SAM", "Accumulate", "Lookahead", "Wrapper"]
@@ -295,9 +296,11 @@ class Lookahead(Wrapper):
 
     @torch.no_grad()
     def _pull(self) -> None:
-        fast, slow = list(self.slow), list(self.slow.values())
+        # DTensors do not know these functions; their parts do.
+        fast, slow = ([part_of(t) for t in some] for some in (self.slow, self.slow.values()))
         torch._foreach_lerp_(slow, fast, self.alpha)
         torch._foreach_copy_(fast, slow)
+        torch.autograd.graph.increment_version([p for p in self.slow if is_sharded(p)])
 
 
 _SAMPLES = Number("samples", None, low=0.0, low_open=True, optional=True)

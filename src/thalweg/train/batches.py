@@ -19,6 +19,7 @@ __all__ = [
     "Loaded",
     "Pair",
     "random_state",
+    "seed_all",
     "set_random_state",
     "split_bytes",
 ]
@@ -154,6 +155,13 @@ def _pairs(batches: Iterator[Any]) -> Iterator[Pair]:
 def split_bytes(split: Split) -> int:
     """Of one sample."""
     return sum(t[:1].nbytes for t in split.tensors)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global random states."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
 
 
 def random_state() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from thalweg.train.batches import (
     Loaded,
     Pair,
     random_state,
+    seed_all,
     set_random_state,
     split_bytes,
 )
@@ -36,15 +37,19 @@ class Engine:
     Args:
         task: what is trained.
         recipe: how; checked.
-        steps: of the whole training, which its schedule is cut to.
+        epochs: of the whole training, which its schedule is cut to.
         ranks: who trains; alone by default.
         loader: batches to train on in place of the task's own.
         shard: whether each rank keeps its part of the weights alone.
 
     Attributes:
-        module: the model, as it is called.
+        model: the model itself.
+        module: the same as it is called, on all ranks together.
         made: its optimizer.
+        ranks: who trains.
         steps_per_epoch: the last may be of fewer batches.
+        steps: of the whole training.
+        samples: of each step that `advance` took last.
         step: how many have been taken.
         epoch: which epoch the last step was of, from 1; 0 before the first.
     """
@@ -53,31 +58,32 @@ class Engine:
         self,
         task: Task,
         recipe: Recipe,
-        steps: int,
+        epochs: int,
         *,
         ranks: Ranks = ALONE,
         loader: Iterable[Pair] | None = None,
         shard: bool = False,
     ) -> None:
-        self._task, self._recipe, self._ranks = task, recipe, ranks
-        torch.manual_seed(recipe.seed)
-        module = task.model().to(ranks.device)
+        self._task, self._recipe, self.ranks = task, recipe, ranks
+        seed_all(recipe.seed)
+        self.model = task.model().to(ranks.device)
         if recipe.hybridize:
             from thalweg.train.hybrid import hybridize
 
-            module = hybridize(module)
-        self.module: nn.Module = ranks.wrap(module, shard).train()
+            self.model = hybridize(self.model)
+        self.module: nn.Module = ranks.wrap(self.model, shard).train()
         if ranks.rank:  # or all would drop the same units
-            torch.manual_seed(recipe.seed + ranks.rank)
+            seed_all(recipe.seed + ranks.rank)
         self._batches: Batches = self._source(loader)
         self._depth = AHEAD if loader is not None or self._is_copied() else 0
         if recipe.prefetch is not None:
             self._depth = recipe.prefetch
         self.steps_per_epoch = -(-self._batches.count // recipe.accumulate)
+        self.steps = epochs * self.steps_per_epoch
         self.made = make(recipe, [p for p in self.module.parameters() if p.requires_grad])
         self._groups = self.made.optimizer.param_groups
         self._rates = [float(group["lr"]) for group in self._groups]
-        self._factors = factors(recipe.schedule, steps, self.steps_per_epoch)
+        self._factors = factors(recipe.schedule, self.steps, self.steps_per_epoch)
         self.precision = in_precision(recipe.precision, ranks.device)
         self.taken = Step(
             self.module,
@@ -89,6 +95,7 @@ class Engine:
             needs_closure=self.made.needs_closure,
         )
         self.step = self.epoch = 0
+        self.samples: list[int] = []
         self._used = 0  # batches of the present epoch
         self._open = ExitStack()
         self._present: Iterator[Pair] | None = None
@@ -96,7 +103,7 @@ class Engine:
     def _source(self, loader: Iterable[Pair] | None) -> Batches:
         if loader is not None:
             return Loaded(loader)
-        split, device = self._task.train, self._ranks.device
+        split, device = self._task.train, self.ranks.device
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if split_bytes(split) * len(split) < RESIDENT * free:
@@ -106,7 +113,7 @@ class Engine:
 
     def _is_copied(self) -> bool:
         """Whether batches have to be brought to the device."""
-        batches, device = self._batches, self._ranks.device
+        batches, device = self._batches, self.ranks.device
         return isinstance(batches, InMemory) and batches.device.type != device.type
 
     @property
@@ -133,6 +140,7 @@ class Engine:
             which add up to as many times the loss as there are ranks.
         """
         losses = []
+        self.samples = []
         for _ in range(steps):
             window = self._window(mark)
             self._follow()
@@ -150,7 +158,7 @@ class Engine:
         if self._present is None or self.ends_epoch:
             self._begin(0)
             self.epoch += 1
-        ranks, device, total = self._ranks, self._ranks.device, 0
+        ranks, device, total = self.ranks, self.ranks.device, 0
         window: list[tuple[Any, Any, int]] = []
         present = self._present
         assert present is not None
@@ -164,6 +172,7 @@ class Engine:
             window.append((x, y, count))
             total += len(tree_leaves(batch[1])[0])
             self._used += 1
+        self.samples.append(total)
         return [(x, y, count * ranks.size / total) for x, y, count in window]
 
     def _begin(self, first: int) -> None:
@@ -173,16 +182,19 @@ class Engine:
         if self._depth:
             from thalweg.train.prefetch import prefetch
 
-            ahead = prefetch(batches, self._depth, device=self._ranks.device)
+            ahead = prefetch(batches, self._depth, device=self.ranks.device)
             batches = self._open.enter_context(ahead)
         self._present = iter(batches)
+        if isinstance(self._batches, Loaded):
+            self._present = self.ranks.alike(self._present)
         self._used = first
 
     def _follow(self) -> None:
         """Set the rates of the next step."""
-        if self._factors is None:
-            return
-        factor = float(self._factors[self.step])
+        if self._factors is not None:
+            self._set_rates(float(self._factors[self.step]))
+
+    def _set_rates(self, factor: float) -> None:
         for group, rate in zip(self._groups, self._rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate * factor)
@@ -191,7 +203,7 @@ class Engine:
 
     def evaluate(self, split: Split) -> Evaluation:
         """Loss and metric of the weights as they are, over one part of the data."""
-        return evaluate(self.module, self._task, split, ranks=self._ranks, precision=self.precision)
+        return evaluate(self.module, self._task, split, ranks=self.ranks, precision=self.precision)
 
     def to_answers(self) -> None:
         """Put the weights to evaluate and keep in place of those that are trained."""
@@ -203,7 +215,7 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """Copies on the CPU of the weights as they are, under the model's own names."""
-        return self._ranks.model_state(self.module)
+        return self.ranks.model_state(self.module)
 
     def state(self) -> dict[str, Any]:
         """All that the next steps depend on, copied: tensors on the CPU and plain values.
@@ -213,39 +225,29 @@ class Engine:
         scaler = self.taken.scaler
         return {
             "model": self.weights(),
-            "optimizer": self._ranks.optimizer_state(self.made.optimizer),
+            "optimizer": self.ranks.optimizer_state(self.made.optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "rates": list(self._rates),
             "step": self.step,
             "epoch": self.epoch,
             "used": self._used,
             "batches": self._batches.state(),
-            "random": self._ranks.all_of(random_state()),
+            "random": self.ranks.all_of(random_state()),
         }
 
-    def load(self, state: dict[str, Any], *, rates: bool = True) -> None:
-        """Go on from such a state, on any number of ranks.
-
-        Args:
-            state: from `state`; left as it is.
-            rates: whether to take its learning rates too, and not this recipe's.
-        """
-        self._ranks.load_model(self.module, state["model"])
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from such a state, of any number of ranks, at this recipe's learning rates."""
+        self.ranks.load_model(self.module, state["model"])
         # What a state dictionary holds may become the optimizer's own.
-        self._ranks.load_optimizer(self.made.optimizer, copy.deepcopy(state["optimizer"]))
+        self.ranks.load_optimizer(self.made.optimizer, copy.deepcopy(state["optimizer"]))
         self._groups = self.made.optimizer.param_groups
         self.to_training()
-        if rates:
-            self._rates = list(state["rates"])
-        elif self._factors is None:
-            for group, rate in zip(self._groups, self._rates, strict=True):
-                group["lr"] = rate
+        self._set_rates(1.0)
         if self.taken.scaler is not None and state["scaler"]:
             self.taken.scaler.load_state_dict(state["scaler"])
         self.step, self.epoch = state["step"], state["epoch"]
         self._batches.load(state["batches"])
-        if len(state["random"]) == self._ranks.size:
-            set_random_state(state["random"][self._ranks.rank])
+        if len(state["random"]) == self.ranks.size:
+            set_random_state(state["random"][self.ranks.rank])
         self._open.close()
         self._present = None
         if self.epoch:

@@ -18,7 +18,7 @@ from thalweg.schedules import Schedule, ScheduleError, parse
 from thalweg.train.arguments import FitError, positive, whole
 from thalweg.train.step import PRECISIONS
 
-__all__ = ["Made", "Recipe", "checked", "factors", "make", "typed_optimizer"]
+__all__ = ["Made", "Maker", "Recipe", "checked", "factors", "make", "typed_optimizer"]
 
 Maker = Callable[[list[nn.Parameter]], Optimizer]
 

@@ -81,7 +81,7 @@ class Step:
                 self.forget()
                 return self.gradients(window, mark)
 
-            loss: Any = self._optimizer.step(evaluate)  # type: ignore[arg-type]
+            loss: Tensor = self._optimizer.step(evaluate)  # type: ignore[arg-type,assignment]
         else:
             loss = self.gradients(window, mark)
             self.update()
