@@ -16,6 +16,7 @@ from thalweg.cli.fit import fit
 from thalweg.cli.lr import lr
 from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
+from thalweg.cli.profile import profile
 from thalweg.cli.schedules import schedules
 from thalweg.cli.study import study
 from thalweg.cli.surface import surface
@@ -34,6 +35,7 @@ app.command("lr")(lr)
 app.command("batch")(batch)
 app.command("diagnose")(diagnose)
 app.command("fit")(fit)
+app.command("profile")(profile)
 app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)
