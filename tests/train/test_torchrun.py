@@ -18,9 +18,6 @@ from torch import nn
 import thalweg
 from thalweg.tasks import load
 
-ATTEMPT, RANK = (int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "RANK"))
-TRACE = os.environ.get("TRACE")
-
 class Mortal(nn.Module):
     def __init__(self):
         super().__init__()
@@ -28,13 +25,14 @@ class Mortal(nn.Module):
         self.steps = 0
 
     def forward(self, x):
-        if self.training and TRACE:
+        if self.training and "TRACE" in os.environ:
+            attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
             self.steps += 1
-            with open(f"{TRACE}/{ATTEMPT}.{RANK}", "a") as file:
+            with open(f"{os.environ['TRACE']}/{attempt}.{rank}", "a") as file:
                 file.write(".")
-            if (ATTEMPT, RANK, self.steps) == (0, 1, 60):
+            if (attempt, rank, self.steps) == ("0", "1", 60):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if (ATTEMPT, RANK, self.steps) == (1, 0, 20):
+            if (attempt, rank, self.steps) == ("1", "0", 20):
                 raise KeyError("on purpose")
         return self.layers(x)
 
@@ -91,8 +89,7 @@ def test_restarts_end_where_one_process_ends(folder):
     assert found.stderr.count("rank 0 of 2 failed, and so end the others; torchrun starts") == 1
     steps = 3 * -(-len(load("digits").train) // 48)
     lengths = [len((trace / f"{attempt}.1").read_text()) for attempt in range(3)]
-    assert lengths[0] == 60
-    # First each rank tries a batch: a training that begins, not one that goes on.
+    assert lengths[0] == 1 + 60, "each rank tries one batch before a training begins"
     assert 0 < lengths[2] < steps - 40, "it should have gone on from a checkpoint"
 
     lines = found.stdout.splitlines()
