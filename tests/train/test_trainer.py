@@ -191,10 +191,14 @@ CASES = [
 @pytest.mark.parametrize(("optimizer", "formula", "hyper"), CASES)
 def test_the_numbers_are_mxnets(optimizer, formula, hyper):
     theirs = {"clip" if name == "clip_gradient" else name: v for name, v in hyper.items()}
-    np.testing.assert_allclose(by_trainer(optimizer, hyper), by_mxnet(formula, **theirs), rtol=1e-12)
+    np.testing.assert_allclose(
+        by_trainer(optimizer, hyper), by_mxnet(formula, **theirs), rtol=1e-12
+    )
 
 
-@pytest.mark.parametrize(("optimizer", "formula"), [("sgd", sgd), ("nag", nag), ("rmsprop", rmsprop)])
+@pytest.mark.parametrize(
+    ("optimizer", "formula"), [("sgd", sgd), ("nag", nag), ("rmsprop", rmsprop)]
+)
 def test_a_rate_that_changes_acts_where_it_does_in_mxnet(optimizer, formula):
     """The rate sits inside the momentum: what it was before still counts."""
     hyper = {"centered": True} if optimizer == "rmsprop" else {"momentum": 0.9}
@@ -395,7 +399,12 @@ P = nn.Parameter(torch.zeros(2))
     [
         ([P], "adma", {}, r"there is none named 'adma'; did you mean adamax or adan or adam\?"),
         ([P], "ftrl", {}, "there is none named 'ftrl'; "),
-        ([P], "adam", {"learnin_rate": 1}, r"Adam has no 'learnin_rate'; did you mean learning_rate"),
+        (
+            [P],
+            "adam",
+            {"learnin_rate": 1},
+            r"Adam has no 'learnin_rate'; did you mean learning_rate",
+        ),
         ([P], "adam", {"gamma1": 0.9}, r"Adam has no 'gamma1'"),
         ([P], "rmsprop", {"gama1": 0.9}, r"RMSProp has no 'gama1'; did you mean gamma1"),
         ([P], "rmsprop", {"clip_weights": 1.0}, "RMSProp has no 'clip_weights'"),

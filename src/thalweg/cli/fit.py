@@ -186,16 +186,22 @@ def _from_study(
     task: "Task", study: str, db: str, given: dict[str, Any]
 ) -> "tuple[Task, dict[str, Any]]":
     """The task and the setting of a study's winner, but for what a person gives."""
+    from thalweg.studies import StudyError
     from thalweg.studies.setting import best_setting
 
-    best = best_setting(study, db)
-    if best.encoding is not None:
-        task = task.encodings[best.encoding]
-    names = "optimizer", "lr", "schedule", "batch_size", "epochs", "loss"
-    kept = {name: getattr(best, name) for name in names if given[name] is None}
-    if given["optimizer"] is not None:  # whose rate it is not
-        kept.pop("lr", None)
-    return task, given | kept
+    try:
+        best = best_setting(study, task, db=db)
+    except StudyError as error:
+        refuse("--db" if error.argument == "db" else "--from-study", error.problem)
+    if not best.same_task:
+        print(
+            f"The study {study!r} was of {best.studied!r} with other data, another model, loss or "
+            f"metric than {task.name!r} has here.",
+            file=sys.stderr,
+        )
+    names = ("lr", "optimizer") if given["optimizer"] is None else ()  # a rate is its optimizer's
+    kept = {name: getattr(best, name) for name in (*names, "schedule", "batch_size", "epochs")}
+    return best.task, kept | {name: value for name, value in given.items() if value is not None}
 
 
 def _print(result: "FitResult") -> None:
