@@ -5,6 +5,7 @@ import random
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from thalweg.train.profile.changes import Change, Tried, changes_for, threshold_
 from thalweg.train.profile.machine import measured
 from thalweg.train.profile.memory import Memory, Saved, memory_of
 from thalweg.train.profile.running import Gain, Running, gain_of
-from thalweg.train.profile.stages import PARTS, Clock, outside, stages_of, stalls
+from thalweg.train.profile.stages import PARTS, Clock, _on_device, outside, stages_of, stalls
 from thalweg.train.profile.work import flops_of, moved
 
 CPU = torch.device("cpu")
@@ -205,13 +206,40 @@ def test_what_lies_outside_of_operators_by_hand():
 
 
 def test_stalls_of_a_device_by_hand():
-    kernels = [(0, 10), (5, 20), (30, 40), (70, 90), (95, 100)]
+    kernels = [(0, 10, 0), (5, 20, 1), (30, 40, 25), (70, 90, 60), (95, 100, 61)]
     parts = ["forward", "forward", "forward", "optimizer", "optimizer"]
-    found = stalls(kernels, parts, [(35, 45)])
-    # From 40 to 70 it waits since the host waited for it at 40; the other gaps are the host's.
+    found = stalls(kernels, parts, [(35, 45), (62, 93)])
+    # From 40 to 70 it waits since the host waited for it at 40. At 90 the host waited too, but what
+    # came next had been asked for; the other gaps are the host's.
     assert found["forward"] == pytest.approx((30e-9, 10e-9, 0.0))
     assert found["optimizer"] == pytest.approx((25e-9, 35e-9, 30e-9))
     assert stalls([], [], []) == {}
+
+
+def test_what_a_profiler_saw_of_a_gpu_is_told_apart():
+    def event(kind, start, end, number=0, name=""):
+        return SimpleNamespace(
+            activity_type=lambda: kind, start_ns=lambda: start, end_ns=lambda: end,
+            correlation_id=lambda: number, name=lambda: name,
+        )  # fmt: skip
+
+    events = [
+        event("cpu_op", 10, 30, 1, "aten::mm"),  # whose numbers are others
+        event("cuda_runtime", 20, 25, 1, "cudaLaunchKernel"),
+        event("cuda_runtime", 60, 62, 2, "cudaLaunchKernel"),
+        event("cuda_runtime", 63, 160, 3, "cudaStreamSynchronize"),
+        event("cuda_driver", 170, 171, 4, "cuLaunchKernel"),
+        event("kernel", 30, 80, 1, "gemm"),
+        event("kernel", 90, 150, 2, "gemm"),
+        event("kernel", 190, 200, 4, "triton"),
+        event("gpu_user_annotation", 30, 200, 0, "Optimizer.step"),
+    ]
+    ends = [("begin", 0), ("forward", 50), ("backward", 165), ("optimizer", 220)]
+    spans = {"forward": 50e-9, "backward": 90e-9, "optimizer": 60e-9}
+    python, waiting = _on_device(events, ends, 1, spans)
+    # Forward is all work, backward 60 of 90, optimizer 10 of 60; before that the host waited.
+    assert python == pytest.approx({"forward": 0, "backward": 30e-9, "optimizer": 0}, abs=1e-15)
+    assert waiting == pytest.approx({"forward": 0, "backward": 0, "optimizer": 50e-9}, abs=1e-15)
 
 
 @pytest.fixture
