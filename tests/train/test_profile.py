@@ -301,9 +301,23 @@ def test_turns_count_the_samples_of_ragged_epochs(threads):
     running = Running(task_of(mlp), Recipe(batch_size=32), CPU, 1)
     # 32, 32, 32 and 4 samples an epoch.
     assert [running._seen(n) for n in (0, 1, 4, 6, 8)] == [0, 32, 100, 164, 200]
-    before = {k: v.clone() for k, v in running._start.items()}
-    running.turn()
-    torch.testing.assert_close(running._start, before)
+
+
+def test_each_turn_begins_with_the_initial_weights(threads):
+    running = Running(task_of(mlp), Recipe(optimizer="sgd", lr=0.5), CPU, 1)
+    torch.manual_seed(Recipe().seed)
+    initial = mlp().state_dict()
+    running.pace = 1.0  # of slow steps none is left out before the clock runs
+    begun = []
+
+    def mark(part):
+        if part == "begin":
+            begun.append({k: v.clone() for k, v in running.engine.module.state_dict().items()})
+
+    running.turn(mark)
+    running.turn(mark)
+    torch.testing.assert_close(begun, [initial, initial], rtol=0, atol=0)
+    assert not torch.equal(running.engine.module[0].weight, initial["0.weight"])
 
 
 def test_half_as_fast_is_found_out(threads):
