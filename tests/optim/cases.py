@@ -191,12 +191,13 @@ _CASES: dict[str, dict[str, Any]] = {
                 lr=1e-3,
                 maximize=True,
             ),
+            _like({"lr": 0.05, "momentum": 0.9, "nesterov": True}, lr=0.05, form="sutskever"),
             _alone("torch.optim has not the look-ahead form", lr=0.05, form="lookahead"),
             _alone(_DECOUPLED, lr=0.05, weight_decay=1e-2, decoupled_weight_decay=True),
         ),
         "invalid": (
             *_MOMENTUM_INVALID,
-            Invalid({"form": "keras"}, "form must be 'torch' or 'lookahead', got 'keras'"),
+            Invalid({"form": "keras"}, "form must be 'torch' or 'sutskever' or 'lookahead'"),
         ),
     },
     "adagrad": {

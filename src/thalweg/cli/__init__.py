@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from thalweg import __version__
+from thalweg.alive import speaks
 from thalweg.cli.batch import batch
 from thalweg.cli.check import check
 from thalweg.cli.diagnose import diagnose
@@ -19,7 +20,6 @@ from thalweg.cli.profile import profile
 from thalweg.cli.schedules import schedules
 from thalweg.cli.study import study
 from thalweg.cli.surface import surface
-from thalweg.train.alive import speaks
 
 __all__ = ["app", "main"]
 

@@ -114,31 +114,41 @@ class RuleOptimizer(Optimizer):
 
         return start(self.state[p], self.rule.resolve(group, tuple(p.shape)), p, group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, rescale_grad: float = 1.0) -> Any:
         """One step of every parameter that has a gradient.
 
         Args:
             closure: evaluates the model, its loss and the gradients, and returns the loss. Needed
                 where the rule takes the gradient elsewhere than at the parameters.
+            rescale_grad: what gradients are multiplied by before anything else is done with them,
+                within the step; they themselves stay as they are. In (0, inf).
 
         Returns:
             What the closure returned, or None.
 
         Raises:
             ValueError: if a closure is needed and there is none; for ``capturable`` parameters
-                that cannot be.
+                that cannot be; for another factor.
             RuntimeError: between `eval` and `train`; in a CUDA graph without ``capturable``.
             TypeError: for a sparse or complex gradient; the message names the parameter.
         """
         if torch.compiler.is_compiling():
             # Nothing of it is a graph of tensors. Said here, and not by a decorator, because that
             # imports the compiler.
-            return torch.compiler.disable(self._step)(closure)  # type: ignore[no-untyped-call]
+            step = torch.compiler.disable(self._step)  # type: ignore[no-untyped-call]
+            return step(closure, rescale_grad)
         if self._is_watched():
-            return self._watched_step(closure) if closure else self._watched_step()
-        return self._step(closure)
+            given: list[Any] = [closure] if closure else []
+            if rescale_grad != 1.0:
+                given = [closure, rescale_grad]
+            return self._watched_step(*given)
+        return self._step(closure, rescale_grad)
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None = None, rescale_grad: float = 1.0) -> Any:
+        if not 0 < rescale_grad < float("inf"):
+            raise ValueError(
+                f"{type(self).__name__}: rescale_grad must be in (0, inf), got {rescale_grad!r}"
+            )
         self._accelerator_graph_capture_health_check()
         groups, loss = self.param_groups, None
         rules = [self.rule.resolve(group) for group in groups]
@@ -159,7 +169,7 @@ class RuleOptimizer(Optimizer):
                 f"{type(self).__name__}: the gradient is taken at another point than the "
                 "parameters; step() needs a closure that evaluates the loss and its gradient"
             )
-        self._located_plan(rules).update(groups)
+        self._located_plan(rules).update(groups, rescale_grad)
         return loss
 
     # What torch would make of `step` itself: with hooks, and a label for profilers, which takes as

@@ -53,7 +53,7 @@ class Momentum(RuleOptimizer, rule=rules.MOMENTUM):
 
 
 class NAG(RuleOptimizer, rule=rules.NAG):
-    """Nesterov's accelerated gradient, in both of its forms."""
+    """Nesterov's accelerated gradient, in each of its three forms."""
 
     torchs: ClassVar[type[Optimizer] | None] = torch.optim.SGD
     for_torch: ClassVar[dict[str, Any]] = {"nesterov": True}

@@ -146,12 +146,12 @@ class Plan:
             and all(other.locate() for other in self.others)
         )
 
-    def update(self, groups: Sequence[Group]) -> None:
+    def update(self, groups: Sequence[Group], rescale_grad: float = 1.0) -> None:
         """One step of every parameter that has a gradient; addresses were read just before."""
         parts = self.parts
         for part in parts:
             part.begin(groups)
-        factors = self._bound_norm(groups)
+        factors = self._sized(groups, rescale_grad)
         sums = self._sums()
         for part in parts:
             if part.shares_memory:
@@ -160,21 +160,24 @@ class Plan:
                 part.bound(factors)
             part.finish(sums.get(part))
 
-    def _bound_norm(self, groups: Sequence[Group]) -> dict[int, Any]:
-        """Multiply the gradients of those groups, found by `id`, that bound their norm, by what."""
+    def _sized(self, groups: Sequence[Group], rescale_grad: float) -> dict[int, Any]:
+        """Multiply the gradients of groups, found by `id`, by what: a factor, a bound of a norm."""
+        factors: dict[int, Any] = {}
+        if rescale_grad != 1.0:
+            factors = {id(group): rescale_grad for group in groups}
         bounded = [group for group in groups if group["clip_norm"] is not None]
-        if not bounded:
-            return {}
-        found = [(part, part.squares()) for part in self.parts]
-        self.meetings.add_up(_arrays(found), 1)
-        norm = sqrt(_sum([squares.sum() for _, squares in found]))
-        # As torch.nn.utils.clip_grad_norm_ has it; a norm of NaN makes all gradients NaN. Tensors
-        # if some gradient is on a device; parts on the host then wait for it.
-        factors = {
-            id(group): minimum(float(group["clip_norm"]) / (norm + 1e-6), 1.0) for group in bounded
-        }
-        for part in self.parts:
-            part.bound(factors)
+        if bounded:
+            found = [(part, part.squares()) for part in self.parts]
+            self.meetings.add_up(_arrays(found), 1)
+            norm = rescale_grad * sqrt(_sum([squares.sum() for _, squares in found]))
+            # As torch.nn.utils.clip_grad_norm_ has it; a norm of NaN makes all gradients NaN.
+            # Tensors if some gradient is on a device; parts on the host then wait for it.
+            for group in bounded:
+                bound = minimum(float(group["clip_norm"]) / (norm + 1e-6), 1.0)
+                factors[id(group)] = rescale_grad * bound
+        if factors:
+            for part in self.parts:
+                part.bound(factors)
         return factors
 
     def _sums(self) -> dict[Part, Any]:

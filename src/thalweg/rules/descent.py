@@ -56,6 +56,8 @@ def _nag_coefficients(hyper: Hyper, step: int) -> Row:
     lr, mu = hyper["lr"], hyper["momentum"]
     if hyper.get("form") == "lookahead":
         return mu, -lr, 0.0, 1.0
+    if hyper.get("form") == "sutskever":
+        return mu, -lr, -lr, mu
     return mu, _gain(hyper, step), -lr, -lr * mu
 
 
@@ -111,9 +113,10 @@ NAG = Rule(
         Choice(
             "form",
             "torch",
-            ("torch", "lookahead"),
-            'where the gradient is taken: "torch" at x; "lookahead" (textbooks, Keras) at '
-            "x + mu v, for which step needs a closure; torch's x is this form's x + mu v",
+            ("torch", "sutskever", "lookahead"),
+            'where the gradient is taken: "torch" at x, and "sutskever" (MXNet) too, with the rate '
+            'inside the velocity, v <- mu v - lr g; x <- x + mu v - lr g; "lookahead" (textbooks, '
+            "Keras) at x + mu v, for which step needs a closure; torch's x is this form's x + mu v",
         ),
     ),
     ("momentum_buffer",),
