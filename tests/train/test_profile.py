@@ -396,8 +396,8 @@ def test_no_code_of_torchs_does_the_same(name):
 def test_thalwegs_code_for_torchs():
     maker = partial(torch.optim.AdamW, lr=0.02, betas=(0.8, 0.9), weight_decay=0.1)
     ours, fused = of_kind("optimizer", Recipe(optimizer=maker))
-    assert ours.words == "Thalweg's AdamW for torch.optim.AdamW"
-    assert fused.words == "torch.optim.AdamW, fused"
+    assert ours.words == "Thalweg's AdamW instead of torch's"
+    assert fused.words == "torch's fused AdamW"
     torch.testing.assert_close(stepped(ours.fields["optimizer"]), stepped(maker))
     torch.testing.assert_close(stepped(fused.fields["optimizer"]), stepped(maker))
 
