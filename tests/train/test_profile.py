@@ -24,7 +24,7 @@ from thalweg.train.profile.machine import measured
 from thalweg.train.profile.memory import Memory, Saved, memory_of
 from thalweg.train.profile.running import Gain, Running, gain_of
 from thalweg.train.profile.stages import PARTS, Clock, _on_device, outside, stages_of, stalls
-from thalweg.train.profile.work import flops_of, moved
+from thalweg.train.profile.work import Work, flops_of, moved, work_of
 
 CPU = torch.device("cpu")
 NO_MEMORY = Memory(0, 0, 0, 0, 0, 0)
@@ -185,6 +185,12 @@ def test_operations_and_bytes_are_those_of_hand_arithmetic():
         "forward": 100_000 + 1 + 1000,
         "backward": 100_000 + 1 + 1000 + 10,
         "optimizer": 10 + 2 * 1 + 2 * 100,
+    }
+    half = work_of({"forward": 8, "backward": 12, "optimizer": 0}, Memory(1, 2, 4, 8, 16, 32), 0.5)
+    assert half == {
+        "forward": Work(4, 1 + (8 + 32) // 2),
+        "backward": Work(6, 1 + (8 + 32) // 2 + 2),
+        "optimizer": Work(0, 2 + 2 * 1 + 2 * 4),
     }
 
 
