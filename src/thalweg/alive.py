@@ -19,6 +19,7 @@ __all__ = [
     "again",
     "claimed",
     "is_first",
+    "is_on_one_machine",
     "is_several",
     "meeting",
     "processes",
@@ -84,7 +85,9 @@ def _store() -> Any:
 
 def claimed() -> bool:
     """Whether it is for this rank to say what went wrong: of all, the first that asks."""
-    if not is_several():
+    # Without torchrun the store is the first rank's own, and may never come.
+    asks = bool(_stores) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not is_several() or not asks:
         return True
     with _lock:
         if _joins not in _claims:
@@ -124,7 +127,9 @@ def processes(others: Mapping[int, int], size: int) -> dict[int, str]:
         for rank, process in others.items()
     }
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        found[os.getppid()] = f"torchrun (process {os.getppid()}) {said}; {_BY_HAND}"
+        # Whose store, of which they ask whose turn it is to speak, has ended with it.
+        last = f"torchrun (process {os.getppid()}) {said}; {_BY_HAND}"
+        found[os.getppid()] = last if is_first() else ""
     return found
 
 
@@ -135,7 +140,7 @@ def watched(others: Mapping[int, str]) -> Iterator[None]:
     SIGTERM, which torchrun sends to the ranks that are left, raises `SystemExit` meanwhile.
 
     Args:
-        others: what to say of the end of a process, by its id.
+        others: what to say of the end of a process, by its id; nothing if empty.
     """
     files: dict[int, str] = {}
     with suppress(AttributeError, OSError):  # not Linux; ended already, which connections tell
@@ -186,7 +191,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 def _end(said: str) -> NoReturn:
     try:
-        if claimed():
+        if said and claimed():
             shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
             os.write(2, f"{shown}thalweg: {said}\n".encode())
     finally:

@@ -333,7 +333,7 @@ def _evaluated(rank, metric, shard):
 
 def _evaluation(ranks, metric, shard):
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(37, 3, generator=generator, dtype=torch.float64)
+    x = torch.randn(36, 3, generator=generator, dtype=torch.float64)
     task = Task(
         model=lambda: nn.Linear(3, 1).double(),
         train=(x, x[:, :1] - x[:, 1:2]),
@@ -344,7 +344,7 @@ def _evaluation(ranks, metric, shard):
     torch.manual_seed(0)
     module = ranks.wrap(task.model(), shard)
     train = sys.modules["thalweg.replicas.train"]
-    size, train.PIECE = train.PIECE, 15  # five samples at once, and two in the end
+    size, train.PIECE = train.PIECE, 15  # five samples at once, and one in the end
     try:
         found = [evaluate(module, task, split, ranks=ranks) for split in (task.train, task.test)]
     finally:
@@ -359,7 +359,7 @@ def test_evaluation_counts_each_sample_once(pair, mean, shard):
     first, second = pair(_evaluated, metric, shard)
     torch.manual_seed(0)
     model = nn.Linear(3, 1).double()
-    x = torch.randn(37, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(36, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         errors = [model(x) - (x[:, :1] - x[:, 1:2]), model(x[:1]) - x[:1, :1]]
     expected = [

@@ -46,7 +46,7 @@ def concurrently(calls: Sequence[Callable[[], T]]) -> list[T]:
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             if before is None:
                 return call()
-            own = torch.cuda.Stream(device)
+            own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             with torch.cuda.device(device), torch.cuda.stream(own):
                 own.wait_stream(before)
                 result = call()

@@ -25,10 +25,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.alive import again, claimed, is_on_one_machine, is_several, meeting, processes, watched
 from thalweg.errors import ArgumentError
-from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.shards import is_sharded, with_part
 from thalweg.optim.state import opened, scale_of
-from thalweg.optim.wrappers import Wrapper
 from thalweg.train.arguments import FitError
 
 __all__ = ["ALONE", "Ranks", "blocks", "joined"]
@@ -238,15 +236,12 @@ class Ranks:
         cut up, what is kept of them in eight bits, by scales of each rank's own, is opened.
         """
         state = optimizer.state_dict()
-        for i, p, _ in _numbered(optimizer, state):
+        for i, p in _numbered(optimizer, state).items():
             kept = state["state"].get(i)
             if kept and is_sharded(p):
                 state["state"][i] = {
-                    name: with_part(p, opened(t, kept[scale_of(name)]))
-                    if scale_of(name) in kept
-                    else t
-                    for name, t in kept.items()
-                    if name.removesuffix(_SCALE) not in kept or not name.endswith(_SCALE)
+                    name: with_part(p, t) if kept[name] is not t else t
+                    for name, t in _opened(kept).items()
                 }
         # In one order: ranks send each other their parts.
         state["state"] = dict(sorted(state["state"].items()))
@@ -265,7 +260,6 @@ class Ranks:
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-_SCALE = scale_of("")
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
@@ -332,58 +326,54 @@ def _whole(state: Any) -> Any:
     return tree_map(copied, dict(state))
 
 
-def _numbered(optimizer: Optimizer, state: Mapping[str, Any]) -> Iterator[tuple[int, Tensor, Any]]:
-    """Numbers by which a state knows parameters, the parameters, and their groups."""
-    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
-        for i, p in zip(saved["params"], group["params"], strict=False):
-            yield i, p, group
+def _numbered(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[int, Tensor]:
+    """Parameters by the numbers by which a state knows them."""
+    groups = zip(optimizer.param_groups, state["param_groups"], strict=False)
+    return {
+        i: p
+        for group, saved in groups
+        for i, p in zip(saved["params"], group["params"], strict=False)
+    }
 
 
-def _laid_out(like: Any, t: Any, replicated: bool = False) -> Any:
-    """A whole tensor cut up as another, of which each rank takes its part; or a copy for each."""
-    if not isinstance(t, Tensor) or not isinstance(like, Tensor) or not is_sharded(like):
-        return t
-    if is_sharded(t) or not t.ndim:
+def _laid_out(like: Any, t: Any) -> Any:
+    """A whole tensor cut up as another of its shape; one of another shape, each rank has all of."""
+    if not (isinstance(t, Tensor) and t.ndim and isinstance(like, Tensor) and is_sharded(like)):
         return t
     from torch.distributed.tensor import Replicate, distribute_tensor
 
-    placements = [Replicate()] * like.device_mesh.ndim if replicated else like.placements
-    return distribute_tensor(t.to(like.device), like.device_mesh, placements, src_data_rank=None)
+    mesh = like.device_mesh
+    placements = like.placements if t.shape == like.shape else [Replicate()] * mesh.ndim
+    # Each rank has all of it, and takes its part from there.
+    return distribute_tensor(t.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def _opened(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a parameter, moments in eight bits opened."""
+    scales = {scale_of(name) for name in state} & state.keys()
+    return {
+        name: opened(t, state[scale_of(name)]) if scale_of(name) in scales else t
+        for name, t in state.items()
+        if name not in scales
+    }
 
 
 def _cut_up(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """A whole state laid out as the optimizer's parameters are."""
-    rule = optimizer
-    while isinstance(rule, Wrapper):
-        rule = rule.base
+    parameters = _numbered(optimizer, state)
+
+    def laid_out(by_number: Mapping[int, Any]) -> dict[int, Any]:
+        return {i: _laid_out(parameters.get(i), t) for i, t in by_number.items()}
+
     found = {**state, "state": dict(state["state"])}
-    parameters = {}
-    for i, p, group in _numbered(optimizer, state):
-        parameters[i] = p
-        kept = found["state"].get(i)
-        if not kept or not is_sharded(p):
-            continue
-        shape = tuple(p.shape)
-        other = rule.rule.resolve(group, shape).shapes if isinstance(rule, RuleOptimizer) else {}
-        scales = {name for name in kept if scale_of(name) in kept}
-        found["state"][i] = {
-            name: _laid_out(
-                p,
-                opened(t, kept[scale_of(name)]) if name in scales else t,
-                replicated=name in other or (isinstance(t, Tensor) and t.shape != p.shape),
-            )
-            for name, t in kept.items()
-            if name not in map(scale_of, scales)
-        }
+    for i, kept in state["state"].items():
+        p = parameters.get(i)
+        if p is not None and is_sharded(p):
+            found["state"][i] = {name: _laid_out(p, t) for name, t in _opened(kept).items()}
     if "wrappers" in state:
         found["wrappers"] = [
-            {
-                name: {i: _laid_out(parameters.get(i), t) for i, t in value.items()}
-                if isinstance(value, dict)
-                else value
-                for name, value in wrapper.items()
-            }
-            for wrapper in state["wrappers"]
+            {n: laid_out(kept) if isinstance(kept, dict) else kept for n, kept in one.items()}
+            for one in state["wrappers"]
         ]
     return found
 
@@ -409,7 +399,7 @@ def joined(device: str) -> Iterator[Ranks]:
     if not is_several():
         yield Ranks(0, 1, torch.device(device))
         return
-    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise FitError(
                 "ranks",
@@ -458,8 +448,8 @@ def _own_device(device: str) -> torch.device:
     if index >= count:
         raise FitError(
             "device",
-            f"each rank takes a GPU of its own, and torch finds {count} here for rank {index}; "
-            f"start at most {count} by --nproc-per-node",
+            f"each rank takes a GPU of its own, and torch finds {count} here; "
+            + (f"start no more by --nproc-per-node {count}" if count else "take cpu"),
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
