@@ -114,7 +114,7 @@ def changes_for(
             if n != threads
         ]
     if not recipe.hybridize:
-        found.append(Change("hybridize", "hybridise", {"hybridize": True}))
+        found.append(Change("hybridize", "hybridize", {"hybridize": True}))
     return found
 
 
