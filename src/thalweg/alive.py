@@ -176,13 +176,13 @@ def watched(others: Mapping[int, str]) -> Iterator[None]:
             os.close(file)
 
 
-def _lost(error: BaseException) -> bool:
-    """Whether an error may come from another rank's end."""
+def _lost(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, may be of another rank's end."""
     if isinstance(error, SystemExit):
         return error.code == 128 + signal.SIGTERM
-    return isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("gloo", "NCCL", "Connection", "connection")
-    )
+    words = ("gloo", "NCCL", "Connection", "connection")
+    said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return said or (error is not None and _lost(error.__cause__))
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -42,18 +42,30 @@ def task():
         model=Mortal, train=d.train, validation=d.validation, test=d.test, name="mortal"
     )
 """
+SCRIPT = """
+from thalweg.train.parallel import joined
+
+for _ in range(2):
+    with joined("cpu") as ranks:
+        total = ranks.most(ranks.rank)
+with joined("cpu") as ranks:
+    if ranks.rank == total:
+        raise OSError("on purpose")
+    ranks.most(0.0)
+"""
+FIT = ("-m", "thalweg", "fit")
 # Of losses and weights in float32, over a hundred steps of Adam.
 ROUNDING = 1e-5
 
 
 def launched(folder, *arguments, restarts=0, trace=None):
-    """What two ranks of ``thalweg fit`` print, and torchrun's exit code."""
+    """What two ranks print, and torchrun's exit code."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     if trace is not None:
         environment["TRACE"] = str(trace)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command += [f"--max-restarts={restarts}", "-m", "thalweg", "fit", *map(str, arguments)]
+    command += [f"--max-restarts={restarts}", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -76,17 +88,18 @@ def test_restarts_end_where_one_process_ends(folder):
     trace = folder / "trace"
     trace.mkdir()
     options = ["--batch-size", "48", "--checkpoint-every", "1e-6", "--out", "out", "--json"]
-    found = launched(folder, "mortal.py:task", *options, "--epochs=3", restarts=2, trace=trace)
+    found = launched(
+        folder, *FIT, "mortal.py:task", *options, "--epochs=3", restarts=2, trace=trace
+    )
     assert found.returncode == 0, found.stderr
     said = re.findall(r"^thalweg: .*$", found.stderr, re.MULTILINE)
-    assert len(said) == 1, found.stderr
+    assert len(said) == 2, found.stderr
     assert re.fullmatch(
         r"thalweg: rank 1 of 2 \(process \d+\) ended without a word, killed or out of memory, and "
         r"the training with it; torchrun starts all of them again, from the last checkpoint",
         said[0],
     )
-    assert found.stderr.count("KeyError: 'on purpose'") == 1
-    assert found.stderr.count("rank 0 of 2 failed, and so end the others; torchrun starts") == 1
+    assert "raised KeyError: 'on purpose' at mortal.py:" in said[1]
     steps = 3 * -(-len(load("digits").train) // 48)
     lengths = [len((trace / f"{attempt}.1").read_text()) for attempt in range(3)]
     assert lengths[0] == 1 + 60, "each rank tries one batch before a training begins"
@@ -102,7 +115,7 @@ def test_restarts_end_where_one_process_ends(folder):
     for name, weight in expected.weights.items():
         torch.testing.assert_close(kept[name], weight, rtol=1e-4, atol=1e-5)
 
-    found = launched(folder, "mortal.py:task", *options, "--epochs=4", "--resume", "--shard")
+    found = launched(folder, *FIT, "mortal.py:task", *options, "--epochs=4", "--resume", "--shard")
     assert found.returncode == 0, found.stderr
     one = alone(folder, epochs=5, out=folder / "out", resume=True)
     expected = alone(folder, batch_size=48, epochs=5)
@@ -121,7 +134,7 @@ def test_restarts_end_where_one_process_ends(folder):
     ids=["after joining", "before"],
 )
 def test_a_mistake_is_said_once(folder, arguments, said):
-    found = launched(folder, *arguments)
+    found = launched(folder, *FIT, *arguments)
     lines = [line for line in found.stderr.splitlines() if line.startswith("thalweg: ")]
     assert len(lines) == 1, found.stderr
     assert said in lines[0]
@@ -129,3 +142,16 @@ def test_a_mistake_is_said_once(folder, arguments, said):
     # Of the rank that torchrun saw end first.
     cause = found.stderr.partition("Root Cause")[2]
     assert re.search(r"exitcode +: 2 ", cause), found.stderr
+
+
+def test_an_error_of_one_rank_is_told_by_it_alone(folder):
+    """It is the third time that they join."""
+    (folder / "script.py").write_text(SCRIPT)
+    found = launched(folder, "script.py")
+    told = found.stderr.partition("Root Cause")[0]
+    assert told.count("OSError: on purpose") == 1, found.stderr
+    assert (
+        told.count("rank 1 of 2 failed, and so end the others; start it again with --resume") == 1
+    )
+    assert "ended without a word" not in told
+    assert "onnection" not in told
