@@ -9,6 +9,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
+import thalweg
 from tests.optim.digits import data
 from tests.optim.ranks import Ranks as Pair
 from thalweg import Metric, Task, optim
@@ -369,6 +371,38 @@ def test_evaluation_counts_each_sample_once(pair, mean, shard):
     assert first == second
     for found, wanted in zip(first, expected, strict=True):
         assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def _fitted(rank, folder, arguments):
+    return _fit(folder, {**arguments, "epochs": 2}), _fit(folder, {**arguments, "epochs": 3})
+
+
+def _fit(folder, arguments):
+    found = thalweg.fit("digits", out=folder, resume=True, **arguments)
+    return found.history[["train_loss", "validation_loss", "metric"]].to_numpy().tolist()
+
+
+@BOTH
+def test_fit_ends_where_one_process_ends(pair, shard, tmp_path):
+    """With a window cut short, an average of the weights, rates that fall, and after a resume."""
+    arguments = {
+        "optimizer": "adamw",
+        "batch_size": 45,
+        "accumulate": 3,
+        "schedule": "cosine",
+        "clip_norm": 1.0,
+        "ema_decay": 0.9,
+    }
+    (two, three), others = pair(_fitted, tmp_path / "both", {**arguments, "shard": shard})
+    assert others == (two, three)
+    assert np.array(two) == pytest.approx(
+        np.array(_fit(tmp_path / "one", {**arguments, "epochs": 2})), rel=1e-5
+    )
+    expected = _fit(tmp_path / "one", {**arguments, "epochs": 3})
+    assert np.array(three) == pytest.approx(np.array(expected), rel=1e-5)
+    alone = _fit(tmp_path / "both", {**arguments, "epochs": 4})
+    expected = _fit(tmp_path / "one", {**arguments, "epochs": 4})
+    assert np.array(alone) == pytest.approx(np.array(expected), rel=1e-5)
 
 
 def _unlike(rank, shard):

@@ -32,8 +32,6 @@ class Mortal(nn.Module):
                 file.write(".")
             if (attempt, rank, self.steps) == ("0", "1", 60):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if (attempt, rank, self.steps) == ("1", "0", 20):
-                raise KeyError("on purpose")
         return self.layers(x)
 
 def task():
@@ -80,30 +78,24 @@ def alone(folder, **arguments):
     return thalweg.fit(load(f"{folder / 'mortal.py'}:task"), **arguments)
 
 
-def test_restarts_end_where_one_process_ends(folder):
-    """Killed in one attempt and raising in another, the ranks go on from the last checkpoint.
-
-    What they leave is gone on with by sharded ranks, and by one process.
-    """
+def test_a_restart_ends_where_one_process_ends(folder):
+    """Killed in the midst, they go on from the last checkpoint, and one process from theirs."""
     trace = folder / "trace"
     trace.mkdir()
-    options = ["--batch-size", "48", "--checkpoint-every", "1e-6", "--out", "out", "--json"]
-    found = launched(
-        folder, *FIT, "mortal.py:task", *options, "--epochs=3", restarts=2, trace=trace
-    )
+    options = ["--batch-size=48", "--epochs=3", "--checkpoint-every=1e-6", "--out=out", "--json"]
+    found = launched(folder, *FIT, "mortal.py:task", *options, restarts=1, trace=trace)
     assert found.returncode == 0, found.stderr
     said = re.findall(r"^thalweg: .*$", found.stderr, re.MULTILINE)
-    assert len(said) == 2, found.stderr
+    assert len(said) == 1, found.stderr
     assert re.fullmatch(
         r"thalweg: rank 1 of 2 \(process \d+\) ended without a word, killed or out of memory, and "
         r"the training with it; torchrun starts all of them again, from the last checkpoint",
         said[0],
     )
-    assert "raised KeyError: 'on purpose' at mortal.py:" in said[1]
     steps = 3 * -(-len(load("digits").train) // 48)
-    lengths = [len((trace / f"{attempt}.1").read_text()) for attempt in range(3)]
+    lengths = [len((trace / f"{attempt}.1").read_text()) for attempt in range(2)]
     assert lengths[0] == 1 + 60, "each rank tries one batch before a training begins"
-    assert 0 < lengths[2] < steps - 40, "it should have gone on from a checkpoint"
+    assert 0 < lengths[1] < steps - 20, "it should have gone on from a checkpoint"
 
     lines = found.stdout.splitlines()
     assert len(lines) == 1, "one of the ranks prints"
@@ -115,29 +107,18 @@ def test_restarts_end_where_one_process_ends(folder):
     for name, weight in expected.weights.items():
         torch.testing.assert_close(kept[name], weight, rtol=1e-4, atol=1e-5)
 
-    found = launched(folder, *FIT, "mortal.py:task", *options, "--epochs=4", "--resume", "--shard")
-    assert found.returncode == 0, found.stderr
-    one = alone(folder, epochs=5, out=folder / "out", resume=True)
-    expected = alone(folder, batch_size=48, epochs=5)
-    assert json.loads(found.stdout)["steps"] == 4 * steps // 3
+    more = alone(folder, epochs=4, out=folder / "out", resume=True)
+    expected = alone(folder, batch_size=48, epochs=4)
     for name in ("train_loss", "validation_loss"):
-        losses, others = one.history[name], expected.history[name]
+        losses, others = more.history[name], expected.history[name]
         assert losses.tolist() == pytest.approx(others.tolist(), rel=ROUNDING)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["digits", "--batch-size=0"], "--batch-size: must be a whole number of at least 1, got 0"),
-        (["digits", "--epochs=x"], "'--epochs'"),
-    ],
-    ids=["after joining", "before"],
-)
-def test_a_mistake_is_said_once(folder, arguments, said):
-    found = launched(folder, *FIT, *arguments)
+def test_a_mistake_is_said_once(folder):
+    found = launched(folder, *FIT, "digits", "--batch-size=0")
     lines = [line for line in found.stderr.splitlines() if line.startswith("thalweg: ")]
     assert len(lines) == 1, found.stderr
-    assert said in lines[0]
+    assert "--batch-size: must be a whole number of at least 1, got 0" in lines[0]
     assert found.stdout == ""
     # Of the rank that torchrun saw end first.
     cause = found.stderr.partition("Root Cause")[2]

@@ -2,7 +2,7 @@
 
 import json as jsons
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,7 +129,7 @@ def fit(
         "loss": loss,
     }
     try:
-        with compiling():
+        with compiling() if is_first() else nullcontext():
             found = data.task(task)
             if isinstance(found, thalweg.TableTask):
                 print_columns(found)
