@@ -143,8 +143,9 @@ def watched(others: Mapping[int, str]) -> Iterator[None]:
         others: what to say of the end of a process, by its id; nothing if empty.
     """
     files: dict[int, str] = {}
-    with suppress(AttributeError, OSError):  # not Linux; ended already, which connections tell
-        files = {os.pidfd_open(process): said for process, said in others.items()}
+    for process, said in others.items():
+        with suppress(AttributeError, OSError):  # not Linux; ended already, which connections tell
+            files[os.pidfd_open(process)] = said
     stop, stopping = os.pipe()
     poll = select.poll()
     for file in (*files, stop):

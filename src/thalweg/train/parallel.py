@@ -427,7 +427,7 @@ def joined(device: str) -> Iterator[Ranks]:
         ranks.most(0.0)  # and until none is watched any longer: then they may end
         sound = True
     except BaseException as error:
-        sound = isinstance(error, ArgumentError)
+        sound = isinstance(error, ArgumentError | KeyboardInterrupt)  # on which all agree
         if claimed() and isinstance(error, Exception) and not sound:
             error.add_note(f"rank {rank} of {size} failed, and so end the others; {again()}")
         raise
