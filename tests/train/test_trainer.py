@@ -1,8 +1,8 @@
 """Gluon's Trainer: MXNet's formulas, retyped here in float64 NumPy, are the oracle.
 
-From apache/mxnet 1.9, python/mxnet/optimizer/optimizer.py and src/operator/optimizer_op-inl.h (AdamW
-and LARS from 2.0, python/mxnet/optimizer/adamW.py and lars.py): each function takes the weight, the
-gradient as it comes from the backward pass and the state, and returns the new weight.
+From apache/mxnet 1.9, python/mxnet/optimizer/optimizer.py and src/operator/optimizer_op-inl.h, and
+AdamW and LARS from 2.0, python/mxnet/optimizer/adamW.py and lars.py: each function takes the
+weight, the gradient as it comes from the backward pass and the state, and returns the new weight.
 """
 
 import numpy as np
@@ -191,10 +191,14 @@ CASES = [
 @pytest.mark.parametrize(("optimizer", "formula", "hyper"), CASES)
 def test_the_numbers_are_mxnets(optimizer, formula, hyper):
     theirs = {"clip" if name == "clip_gradient" else name: v for name, v in hyper.items()}
-    np.testing.assert_allclose(by_trainer(optimizer, hyper), by_mxnet(formula, **theirs), rtol=1e-12)
+    np.testing.assert_allclose(
+        by_trainer(optimizer, hyper), by_mxnet(formula, **theirs), rtol=1e-12
+    )
 
 
-@pytest.mark.parametrize(("optimizer", "formula"), [("sgd", sgd), ("nag", nag), ("rmsprop", rmsprop)])
+@pytest.mark.parametrize(
+    ("optimizer", "formula"), [("sgd", sgd), ("nag", nag), ("rmsprop", rmsprop)]
+)
 def test_a_rate_that_changes_acts_where_it_does_in_mxnet(optimizer, formula):
     """The rate sits inside the momentum: what it was before still counts."""
     hyper = {"centered": True} if optimizer == "rmsprop" else {"momentum": 0.9}
@@ -320,7 +324,7 @@ def test_stale_gradients_are_refused_or_ignored():
         model["used"](torch.ones(1, 1)).sum().backward()
 
     backward()
-    with pytest.raises(FitError, match="idle.weight has no gradient since the last step"):
+    with pytest.raises(FitError, match=r"idle\.weight has no gradient since the last step"):
         trainer.step(1)
     trainer.step(1, ignore_stale_grad=True)
     assert torch.equal(model["idle"].weight, before)
@@ -395,7 +399,12 @@ P = nn.Parameter(torch.zeros(2))
     [
         ([P], "adma", {}, r"there is none named 'adma'; did you mean adamax or adan or adam\?"),
         ([P], "ftrl", {}, "there is none named 'ftrl'; "),
-        ([P], "adam", {"learnin_rate": 1}, r"Adam has no 'learnin_rate'; did you mean learning_rate"),
+        (
+            [P],
+            "adam",
+            {"learnin_rate": 1},
+            r"Adam has no 'learnin_rate'; did you mean learning_rate",
+        ),
         ([P], "adam", {"gamma1": 0.9}, r"Adam has no 'gamma1'"),
         ([P], "rmsprop", {"gama1": 0.9}, r"RMSProp has no 'gama1'; did you mean gamma1"),
         ([P], "rmsprop", {"clip_weights": 1.0}, "RMSProp has no 'clip_weights'"),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
 from types import new_class
@@ -58,15 +59,16 @@ class _Compiled:
         kwargs: dict[str, Any],
     ) -> Any:
         """What the module makes of its arguments, compiled if that can be."""
-        if self.run is None and self.reason is None:
-            if missing := _missing(module):
-                self._give_up(module, missing)
-            else:
-                self.run = _compiled(plain)
-        if self.run is None or self.reason is not None:
+        first = self.run is None and self.reason is None
+        if first and (missing := _missing(module)):
+            self._give_up(module, missing)
+        if self.reason is not None:
             return plain(module, *args, **kwargs)
+        if self.run is None:
+            self.run = _compiled(plain)
         try:
-            return self.run(module, *args, **kwargs)
+            with _quiet() if first else nullcontext():
+                return self.run(module, *args, **kwargs)
         except _failures() as error:
             failure = error
         # Nothing of it has run. If plain Python raises too, the mistake is not the compiler's.
@@ -257,13 +259,20 @@ def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings, which tell of its own deprecations, and of what it cannot trace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _inductor(graph: Any, inputs: Any) -> Any:
     """Inductor, with random numbers as without it, and the backward pass compiled right away.
 
     Torch compiles that when it is first needed, where nothing could return to plain Python.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations
+    with _quiet():
         from torch._functorch import config
         from torch._inductor.compile_fx import compile_fx
 
@@ -336,8 +345,7 @@ def _exported(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     kind, module.__class__ = module.__class__, module._plain
     try:
         module.eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own deprecations
+        with _quiet():
             return torch.export.export(module, args, kwargs, dynamic_shapes=several)
     except Exception as error:
         raise FitError("model", f"cannot be exported: {raised(error)}") from error
