@@ -108,6 +108,30 @@ def _diagnosis() -> str:
     return diagnosis()
 
 
+def _engine() -> list[Row]:
+    from benchmarks.engine import engine
+
+    return engine()
+
+
+def _hybrid() -> list[Row]:
+    from benchmarks.hybrid import hybrid
+
+    return hybrid()
+
+
+def _prefetch() -> list[Row]:
+    from benchmarks.prefetch import prefetch
+
+    return prefetch()
+
+
+def _parallel() -> list[Row]:
+    from benchmarks.parallel import parallel
+
+    return parallel()
+
+
 def _gpu() -> list[Row]:
     from benchmarks.gpu import gpu
 
@@ -130,6 +154,10 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row] | str]]] = {
     "landscape": ("The loss around a network, together or by points", "ours", "loop", _landscape),
     "flow": ("Watching gradient flow: a training step", "watched", "bare", _flow),
     "diagnosis": ("Trainings that go wrong, and what is said of them", "", "", _diagnosis),
+    "engine": ("Training one model", "engine", "otherwise", _engine),
+    "hybrid": ("A model compiled whole", "hybridized", "plain", _hybrid),
+    "prefetch": ("Batches made in the background", "prefetched", "one after the other", _prefetch),
+    "parallel": ("Several at once", "at once", "one after the other", _parallel),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thalweg.tasks.tables import Predictor, TableTask, table
     from thalweg.train import DivergenceError, FitError, FitResult
     from thalweg.train.fit import fit
+    from thalweg.train.profile import Profile, profile
     from thalweg.tune import (
         BatchSizes,
         Fit,
@@ -46,6 +47,7 @@ __all__ = [
     "Metric",
     "NoiseScale",
     "Predictor",
+    "Profile",
     "ScheduleError",
     "Split",
     "StudyError",
@@ -64,6 +66,7 @@ __all__ = [
     "lr_range_test",
     "noise_scale",
     "optim",
+    "profile",
     "schedules",
     "study",
     "table",
@@ -89,6 +92,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("Diagnosis", "DiagnosisError", "Finding", "diagnose"), "thalweg.diagnosis"),
     **dict.fromkeys(("DivergenceError", "FitError", "FitResult", "fit"), "thalweg.train"),
+    **dict.fromkeys(("Profile", "profile"), "thalweg.train.profile"),
     "LandscapeError": "thalweg.landscape.arguments",
     "images": "thalweg.tasks.images",
     "ScheduleError": "thalweg.schedules",

@@ -431,6 +431,29 @@ def test_says_what_cannot_be(argument, value, said):
     assert said in caught.value.problem
 
 
+def test_what_a_model_raises_in_the_midst_is_one_sentence(tmp_path):
+    class Odd(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += self.training
+            if self.calls == 9:
+                raise ValueError("nine of them")
+            return super().forward(x)
+
+    task = plain(model=lambda: Odd(5, 1).double())
+    with pytest.raises(thalweg.TaskError) as caught:
+        thalweg.fit(task, epochs=3, out=tmp_path)
+    assert "raised ValueError: nine of them at test_fit.py:" in caught.value.problem
+    assert '`raise ValueError("nine of them")`' in caught.value.problem
+    with pytest.raises(Stop):  # what is no part of the task stays as it is
+        thalweg.fit(task, epochs=1, progress=stopped)
+
+
+def stopped(_):
+    raise Stop
+
+
 def test_another_argument_of_an_optimizer_is_named():
     with pytest.raises(thalweg.FitError, match="did you mean weight_decay"):
         thalweg.fit("wine", weight_decai=0.1)

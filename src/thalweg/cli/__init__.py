@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from thalweg import __version__
+from thalweg.alive import speaks
 from thalweg.cli.batch import batch
 from thalweg.cli.check import check
 from thalweg.cli.diagnose import diagnose
@@ -15,10 +16,10 @@ from thalweg.cli.fit import fit
 from thalweg.cli.lr import lr
 from thalweg.cli.optimizers import optimizers
 from thalweg.cli.predict import predict
+from thalweg.cli.profile import profile
 from thalweg.cli.schedules import schedules
 from thalweg.cli.study import study
 from thalweg.cli.surface import surface
-from thalweg.train.alive import speaks
 
 __all__ = ["app", "main"]
 
@@ -34,6 +35,7 @@ app.command("lr")(lr)
 app.command("batch")(batch)
 app.command("diagnose")(diagnose)
 app.command("fit")(fit)
+app.command("profile")(profile)
 app.command("predict")(predict)
 app.command("check")(check)
 app.command("optimizers")(optimizers)

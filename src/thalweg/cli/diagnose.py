@@ -9,6 +9,7 @@ import typer
 
 from thalweg.cli.data import DataOptions, option_of, print_columns, takes_data
 from thalweg.cli.training import (
+    Doing,
     compiling,
     keep_memory,
     leaving_at_once,
@@ -89,7 +90,7 @@ def diagnose(
             f"or .bin",
         )
     try:
-        with compiling(), _Doing(enabled=sys.stderr.isatty()) as show:
+        with compiling(), Doing(enabled=sys.stderr.isatty()) as show:
             with nonfinite_taken():
                 given = data.task(subject if task is None else task)
             if isinstance(given, thalweg.TableTask):
@@ -133,24 +134,3 @@ def _print(found: "Diagnosis") -> None:
         console.print(Text(finding.evidence))
         if finding.advice:
             console.print(Text(finding.advice, style="green"))
-
-
-class _Doing:
-    """What is being done, in one live line on standard error, if that is a terminal."""
-
-    def __init__(self, enabled: bool) -> None:
-        from rich.console import Console
-
-        self._status = Console(stderr=True).status("preparing")
-        self._enabled = enabled
-
-    def __enter__(self) -> "_Doing":
-        if self._enabled:
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
-
-    def __call__(self, doing: str) -> None:
-        self._status.update(doing)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thalweg.alive import is_first, speaks
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
 from thalweg.cli.training import compiling, keep_memory, leaving_at_once, refuse
 
@@ -135,7 +136,7 @@ def fit(
             if from_study is not None:
                 found, given = _from_study(found, from_study, db, given)
             folder = Path(f"thalweg-fit-{found.name}") if out is None else out
-            with _Bar(enabled=sys.stderr.isatty(), task=found) as show:
+            with _Bar(enabled=is_first() and sys.stderr.isatty(), task=found) as show:
                 result = trained(
                     found,
                     **given,
@@ -158,15 +159,19 @@ def fit(
                     progress=show,
                 )
     except DivergenceError as error:
-        print(f"thalweg: {error.problem}", file=sys.stderr)
+        if speaks():
+            print(f"thalweg: {error.problem}", file=sys.stderr)
         raise typer.Exit(1) from None
     except ArgumentError as error:
         refuse(option_of(error.argument), error.problem)
     except OSError as error:
         refuse("--out", f"cannot write to {folder} ({error.strerror})")
     except KeyboardInterrupt as interruption:
-        print(f"thalweg: {interruption}", file=sys.stderr)
+        if speaks():
+            print(f"thalweg: {interruption}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if not is_first():
+        return
     if json:
         sys.stdout.write(jsons.dumps(result.plain()) + "\n")
     else:
@@ -181,16 +186,22 @@ def _from_study(
     task: "Task", study: str, db: str, given: dict[str, Any]
 ) -> "tuple[Task, dict[str, Any]]":
     """The task and the setting of a study's winner, but for what a person gives."""
+    from thalweg.studies import StudyError
     from thalweg.studies.setting import best_setting
 
-    best = best_setting(study, db)
-    if best.encoding is not None:
-        task = task.encodings[best.encoding]
-    names = "optimizer", "lr", "schedule", "batch_size", "epochs", "loss"
-    kept = {name: getattr(best, name) for name in names if given[name] is None}
-    if given["optimizer"] is not None:  # whose rate it is not
-        kept.pop("lr", None)
-    return task, given | kept
+    try:
+        best = best_setting(study, task, db=db)
+    except StudyError as error:
+        refuse("--db" if error.argument == "db" else "--from-study", error.problem)
+    if not best.same_task:
+        print(
+            f"The study {study!r} was of {best.studied!r} with other data, another model, loss or "
+            f"metric than {task.name!r} has here.",
+            file=sys.stderr,
+        )
+    names = ("lr", "optimizer") if given["optimizer"] is None else ()  # a rate is its optimizer's
+    kept = {name: getattr(best, name) for name in (*names, "schedule", "batch_size", "epochs")}
+    return best.task, kept | {name: value for name, value in given.items() if value is not None}
 
 
 def _print(result: "FitResult") -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thalweg.studies import Progress
 
 __all__ = [
+    "Doing",
     "Line",
     "compiling",
     "keep_memory",
@@ -141,3 +142,25 @@ class Line(AbstractContextManager[Any]):
                 f"· {p.steps_per_second:,.0f} steps/s · {p.seconds_left:.0f} s left"
             )
             self._live.update(Text(line))
+
+
+class Doing:
+    """What is being done, in one live line on standard error, if that is a terminal."""
+
+    def __init__(self, enabled: bool) -> None:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("preparing")
+        self._enabled = enabled
+
+    def __enter__(self) -> "Doing":
+        if self._enabled:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def __call__(self, doing: str) -> None:
+        """Say what is being done now."""
+        self._status.update(doing)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import profiler
 
 from thalweg.kernels import addresses, cpu, tensors
 from thalweg.kernels.codecs import encoded
@@ -64,6 +65,8 @@ __all__ = [
 Group = dict[str, Any]
 Sums2d: TypeAlias = NDArray[np.float64]  # (parameters, terms)
 Member = tuple[Tensor, int, dict[str, Any], str]  # parameter, group, state, name in errors
+
+LABEL = "thalweg::step"  # of the kernel, in profilers
 
 # What a kernel computes a dtype in.
 NUMPY = {
@@ -230,7 +233,12 @@ class Batch:
         random = 0, 0
         if not self.segments.storage.native:
             random = _seeds(int(self.counts.max()), self.number, self.meeting)
-        cpu.run(self.rule, self.segments, np.array(rows, self.dtype), self.bounded, random)
+        kernel = self.rule, self.segments, np.array(rows, self.dtype), self.bounded, random
+        if profiler._is_profiler_enabled:  # they see nothing of it unless they are told
+            with profiler.record_function(LABEL):
+                cpu.run(*kernel)
+        else:
+            cpu.run(*kernel)
         self.counts[:] = self.located.upcoming
         if self.shards is not None:
             self.shards.take_back()

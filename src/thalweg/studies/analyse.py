@@ -16,7 +16,7 @@ from thalweg.studies.spec import StudySpec
 from thalweg.studies.store import OUTCOMES
 from thalweg.tasks import Metric
 
-__all__ = ["Analysis", "Interval", "analyse", "interval"]
+__all__ = ["Analysis", "Interval", "analyse", "interval", "ranked"]
 
 # Columns that say which arm a row is of.
 _ARM = ("arm", *KEYS, "levels")
@@ -55,9 +55,7 @@ def analyse(
         models: one row a combination of levels, with ``parameters``, and ``start_loss`` and
             ``gradient_norm`` at the initial weights; what is not known may be left out.
     """
-    compared = arms(spec)
-    trials = _trials(spec, metric, compared, runs)
-    summary = _summary(spec, metric, compared, trials, runs)
+    trials, summary = ranked(spec, metric, runs)
     comparisons = _comparisons(metric, summary, runs)
     # Places follow the first in the order of the summary; what has no result is last.
     tied = [bool(comparisons["tied"].any()), *comparisons["tied"]]
@@ -73,6 +71,18 @@ def analyse(
         _verdict(spec, metric, summary, comparisons),
         [*effect_notes(spec, metric, effects), *_notes(spec, summary, comparisons)],
     )
+
+
+def ranked(
+    spec: StudySpec, metric: Metric, runs: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The settings of each arm, and arms at their best one from best to worst.
+
+    These are the tables ``trials`` and ``summary``, the latter but for ``tied``.
+    """
+    compared = arms(spec)
+    trials = _trials(spec, metric, compared, runs)
+    return trials, _summary(spec, metric, compared, trials, runs)
 
 
 def _sign(metric: Metric) -> float:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from thalweg.studies.result import StudyResult
 from thalweg.studies.spec import Run, plan
 from thalweg.tasks import Task
 
-__all__ = ["Trained", "best_run", "best_weights"]
+__all__ = ["Trained", "best_run", "best_weights", "first_arm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,23 @@ def best_run(result: StudyResult) -> Run:
     Raises:
         StudyError: if no setting was completed from every seed.
     """
-    summary = result.summary[result.summary["test_metric"].notna()]
-    if summary.empty:
-        raise StudyError("task", "no setting was completed from every seed, so that none is best")
-    runs = result.runs.merge(summary.head(1)[[*KEYS, "lr"]], on=[*KEYS, "lr"])
+    runs = result.runs.merge(first_arm(result.summary)[[*KEYS, "lr"]], on=[*KEYS, "lr"])
     sign = 1 if result.task.higher_is_better else -1
     order = sign * runs["validation_metric"], -runs["validation_loss"], runs["run"]
     _, _, chosen = max(zip(*order, strict=True))
     return next(run for run in plan(result.spec) if run.id == chosen)
+
+
+def first_arm(summary: pd.DataFrame) -> pd.DataFrame:
+    """The row of a summary that comes first, at the learning rate that was chosen.
+
+    Raises:
+        StudyError: if no setting was completed from every seed.
+    """
+    first = summary[summary["test_metric"].notna()].head(1)
+    if first.empty:
+        raise StudyError("task", "no setting was completed from every seed, so that none is best")
+    return first
 
 
 def best_weights(result: StudyResult) -> Trained:

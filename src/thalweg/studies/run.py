@@ -32,7 +32,7 @@ from thalweg.studies.store import Store
 from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.blame import defined
 
-__all__ = ["study"]
+__all__ = ["recorded", "study"]
 
 # Compiling pays from about this much eager work (seconds): the first compilation on a machine takes
 # half a minute, and on small networks saves a fifth of a step at the most. Measured in
@@ -149,7 +149,6 @@ def _run(
     if before is not None and before[1].hash != spec.hash:
         raise StudyError("resume", _difference(before[1], spec))
     programs: Programs = {}
-    runs = plan(spec)
     cuts = cut(spec, ready, device)
     backends: dict[Levels, Backend] = {}
     for place, (levels, one) in enumerate(ready.items()):
@@ -177,7 +176,7 @@ def _run(
         time_limit=time_limit,
         progress=progress,
     )
-    frame, curves = (_in_order(named(spec, found), runs) for found in store.frames(number))
+    frame, curves = recorded(spec, store, number)
     found = analyse(spec, task.metric, frame, curves, _models(spec, ready, device))
     found.notes.extend(f"{n[0].upper()}{n[1:]}." for n in _notes(spec, ready, programs))
     variants = {levels: one.variant for levels, one in ready.items()}
@@ -245,11 +244,16 @@ def _models(spec: StudySpec, ready: Tried, device: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _in_order(frame: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
-    """Rows in the order of the plan, whichever chunk ended first."""
-    place = {run.id: i for i, run in enumerate(runs)}
-    order = frame["run"].map(place).sort_values(kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
+def recorded(spec: StudySpec, store: Store, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A study's runs and curves, in the order of the plan, whichever chunk ended first."""
+    place = {run.id: i for i, run in enumerate(plan(spec))}
+
+    def in_order(frame: pd.DataFrame) -> pd.DataFrame:
+        order = frame["run"].map(place).sort_values(kind="stable").index
+        return named(spec, frame).loc[order].reset_index(drop=True)
+
+    runs, curves = map(in_order, store.frames(number))
+    return runs, curves
 
 
 def _choose(

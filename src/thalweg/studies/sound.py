@@ -1,16 +1,12 @@
 """Errors of a person's own functions, in one sentence."""
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-from torch import nn
 
 from thalweg.errors import ArgumentError
 from thalweg.studies.factors import StudyError
 from thalweg.tasks import Task
-from thalweg.tasks.blame import place, raised
+from thalweg.tasks.blame import is_theirs, raised
 
 __all__ = ["sound", "sound_still"]
 
@@ -48,19 +44,10 @@ def sound_still(task: Task) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (place(error) or _in_a_model(error)):
+        if not is_theirs(error):
             raise
         raise StudyError(
             "task",
             f"{task.name!r} was in training when its model, loss or metric raised "
             f"{raised(error)}; what had ended is on record: mend that and begin anew",
         ) from error
-
-
-def _in_a_model(error: BaseException) -> bool:
-    layers = Path(nn.__file__).parent
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(
-        f.filename.startswith("<eval_with_key>") or Path(f.filename).is_relative_to(layers)
-        for f in frames
-    )

@@ -30,7 +30,16 @@ from thalweg.studies.factors import (
 )
 from thalweg.tasks import Task
 
-__all__ = ["LearningRates", "Run", "StudyError", "StudySpec", "factors_of", "plan", "specify"]
+__all__ = [
+    "LearningRates",
+    "Run",
+    "StudyError",
+    "StudySpec",
+    "factors_of",
+    "fingerprint",
+    "plan",
+    "specify",
+]
 
 Optimizer: TypeAlias = str | Rule | type[RuleOptimizer]
 LearningRates: TypeAlias = str | float | Sequence[float] | Mapping[str, Sequence[float]]
@@ -279,7 +288,7 @@ def specify(
         patience=None if patience is None else whole("patience", patience),
         own=tuple((n, digest(OPTIMIZERS[n].rule)) for n in names if n not in BUILT_IN),
         factors=crossed.factors,
-        variants=tuple((levels, _fingerprint(v)) for levels, v in crossed.variants.items()),
+        variants=tuple((levels, fingerprint(v)) for levels, v in crossed.variants.items()),
         budgets=tuple(astuple(b) for b in budgets.values()) if len(budgets) > 1 else (),
     )
 
@@ -328,7 +337,8 @@ def _try_factors(variant: Variant, budget: Budget) -> None:
         )
 
 
-def _fingerprint(variant: Variant) -> str:
+def fingerprint(variant: Variant) -> str:
+    """Of its task and, where it was made in Python, its schedule."""
     found = variant.task.fingerprint
     if isinstance(variant.schedule, Schedule):  # of whose function its text may say nothing
         return _digest([found, digest(variant.schedule.of)], 16)

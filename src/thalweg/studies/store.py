@@ -154,6 +154,12 @@ class Store:
             row = connection.execute(query.limit(1)).first()
         return None if row is None else (row.id, StudySpec.from_json(row.spec), row.backend)
 
+    def names(self) -> list[str]:
+        """Names of all studies, the newest first."""
+        query = select(_studies.c.name).order_by(_studies.c.id.desc())
+        with self._transaction() as connection:
+            return list(dict.fromkeys(connection.execute(query).scalars()))
+
     def finished(self, study: int) -> set[str]:
         """Runs of a study that need not be trained again."""
         query = select(_outcomes.c.run).where(

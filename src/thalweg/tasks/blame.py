@@ -9,7 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["defined", "first_line", "is_own", "place", "quoted", "raised"]
+from torch import nn
+
+__all__ = ["defined", "first_line", "is_own", "is_theirs", "place", "quoted", "raised"]
 
 
 def place(error: BaseException, file: Path | None = None) -> str:
@@ -37,6 +39,15 @@ def raised(error: BaseException) -> str:
     """An error in one line, with the line of a person's own that it passed, if any."""
     where, line = place(error), quoted(error)
     return first_line(error) + (f" at {where}, `{line}`" if where else "")
+
+
+def is_theirs(error: BaseException) -> bool:
+    """Whether an error passed a person's own lines, torch's layers or a trace of them."""
+    layers = Path(nn.__file__).parent
+    return bool(place(error)) or any(
+        f.filename.startswith("<eval_with_key>") or Path(f.filename).is_relative_to(layers)
+        for f in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def defined(function: Callable[..., Any]) -> str:

@@ -4,8 +4,9 @@ from functools import partial
 
 from thalweg import errors
 from thalweg.errors import ArgumentError
+from thalweg.tasks import devices
 
-__all__ = ["FitError", "positive", "whole"]
+__all__ = ["FitError", "device_of", "positive", "whole"]
 
 
 class FitError(ArgumentError):
@@ -14,3 +15,4 @@ class FitError(ArgumentError):
 
 whole = partial(errors.whole, error=FitError)
 positive = partial(errors.positive, error=FitError)
+device_of = partial(devices.device_of, error=FitError)

@@ -85,7 +85,6 @@ class Background:
                 function(*args)
             except BaseException as error:
                 errors.append(error)
-            del function, args  # before there is room for another
             with self._changed:
                 self._errors += errors
                 self._count -= 1
@@ -103,8 +102,7 @@ def waitall() -> None:
     """
     errors = _all_settled()
     for gpu in gpus():
-        # Elsewhere it would take memory, to wait for nothing.
-        if torch._C._cuda_hasPrimaryContext(gpu):
+        if torch.cuda.memory_reserved(gpu):  # others are not in use, and would be by being asked
             torch.cuda.synchronize(gpu)
     _raise(errors)
 

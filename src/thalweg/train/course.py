@@ -13,8 +13,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from thalweg.errors import ArgumentError
 from thalweg.numbers import number
-from thalweg.tasks import Task
+from thalweg.tasks import Task, TaskError
+from thalweg.tasks.blame import is_theirs, raised
 from thalweg.train.background import Background
 from thalweg.train.checkpoint import BEST, LAST, write
 from thalweg.train.engine import Engine
@@ -112,6 +114,7 @@ class Course:
 
         Raises:
             DivergenceError: if loss or weights become NaN or infinite.
+            TaskError: for what the person's own functions raise.
             KeyboardInterrupt: when asked to end, with all that was trained kept.
             OSError: if a checkpoint cannot be written.
         """
@@ -140,7 +143,9 @@ class Course:
         """Take some steps; how many to take next."""
         engine, ranks = self._engine, self._ranks
         began = perf_counter()
-        losses = (ranks.sum(engine.advance(count).double())[0] / ranks.size).tolist()
+        with self._in_training():
+            taken = engine.advance(count)
+        losses = (ranks.sum(taken.double())[0] / ranks.size).tolist()
         took = perf_counter() - began
         for i, loss in enumerate(losses):
             if not isfinite(loss):
@@ -154,7 +159,7 @@ class Course:
             self._sums[0] += loss * n
         self._sums[1] += samples
         if self._log is not None:
-            values = {"train/loss": losses[-1], "train/lr": engine.lr}
+            values = {"train/loss": sum(losses) / count, "train/lr": engine.lr}
             self._log.add(engine.step, values | {"train/samples_per_second": samples / took})
         if self._show is not None:
             self._show(
@@ -172,12 +177,30 @@ class Course:
         pace = max(1, min(int(count * PERIOD / max(took, 1e-9)), 2 * count))
         return int(-ranks.most(-pace))
 
+    @contextmanager
+    def _in_training(self) -> Iterator[None]:
+        """Errors of a person's own functions in one sentence; an error of ours stays one."""
+        try:
+            yield
+        except ArgumentError:
+            raise
+        except Exception as error:
+            if not is_theirs(error):
+                raise
+            kept = "" if self._plan.folder is None else "; resume goes on from the last checkpoint"
+            raise TaskError(
+                "task",
+                f"{self._task.name!r} was in training, after step {self._engine.step:,}, when its "
+                f"model, data, loss or metric raised {raised(error)}{kept}",
+            ) from error
+
     def _end_epoch(self) -> None:
         """Evaluate the weights to keep, and take note of them if they are the best."""
         engine = self._engine
         self._check_weights()
         engine.to_answers()
-        found = engine.evaluate(self._task.validation)
+        with self._in_training():
+            found = engine.evaluate(self._task.validation)
         row = {
             "epoch": engine.epoch,
             "step": engine.step,

@@ -185,6 +185,8 @@ class Engine:
             ahead = prefetch(batches, self._depth, device=self.ranks.device)
             batches = self._open.enter_context(ahead)
         self._present = iter(batches)
+        if isinstance(self._batches, Loaded):
+            self._present = self.ranks.alike(self._present)
         self._used = first
 
     def _follow(self) -> None:

@@ -49,6 +49,7 @@ def evaluate(
     """
     training = module.training
     module.eval()
+    ranks.share_buffers(module)
     inside = nullcontext() if precision is None else precision
     whole = not task.metric.mean
     size = piece(split, 1, len(split))

@@ -13,7 +13,7 @@ from thalweg.schedules import Schedule
 from thalweg.tasks import Loss, Task, TaskError, load
 from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import first_batch
-from thalweg.train.arguments import FitError, positive, whole
+from thalweg.train.arguments import FitError, device_of, positive, whole
 from thalweg.train.batches import Pair
 from thalweg.train.checkpoint import BEST, LAST, read
 from thalweg.train.course import Best, Course, Plan, interruptions
@@ -135,6 +135,7 @@ def fit(
     folder = None if out is None else Path(out)
     _check_folder(folder, needed={"resume": resume, "tensorboard": tensorboard})
     every = positive("checkpoint_every", checkpoint_every)
+    device_of(device)
     again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     with random_states(), joined(device) as ranks, interruptions() as asked:
         kept = _kept(folder, found) if again and folder is not None else None

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from platform import node
 from socket import if_nameindex
 from typing import Any, TypeVar
@@ -22,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
+from thalweg.alive import again, claimed, is_on_one_machine, is_several, meeting, processes, watched
 from thalweg.errors import ArgumentError
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.shards import is_sharded, with_part
 from thalweg.optim.state import opened, scale_of
 from thalweg.optim.wrappers import Wrapper
-from thalweg.train.alive import again, claimed, is_several, meeting, watched
 from thalweg.train.arguments import FitError
 
 __all__ = ["ALONE", "Ranks", "blocks", "joined"]
@@ -125,6 +126,29 @@ class Ranks:
     def _cut(self, rows: int, rank: int) -> int:
         """Where the rows of a rank begin."""
         return rows * rank // self.size
+
+    def alike(self, batches: Iterator[T]) -> Iterator[T]:
+        """Batches of a loader of one's own, of which each rank has to be given the same.
+
+        Raises:
+            FitError: if the targets of the first one are not the same on all.
+        """
+        if self.size == 1:
+            yield from batches
+            return
+        for batch in batches:
+            y = batch[1] if isinstance(batch, tuple | list) else batch
+            known = b"".join(_bytes(t.cpu().contiguous()).numpy().tobytes() for t in tree_leaves(y))
+            if len(set(self.all_of(sha256(known).hexdigest()))) > 1:
+                raise FitError(
+                    "loader",
+                    f"gives each of the {self.size} ranks other batches, where each is to take its "
+                    f"part of the same one; give it an order that all have: DataLoader(..., "
+                    f"generator=torch.Generator().manual_seed(0)), and no DistributedSampler",
+                )
+            yield batch
+            break
+        yield from batches
 
     def sum(self, *values: Tensor) -> list[Tensor]:
         """Sums over the ranks, in float64."""
@@ -394,7 +418,7 @@ def joined(device: str) -> Iterator[Ranks]:
                 f"TASK, or unset RANK",
             )
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+    if is_on_one_machine():
         # Else the host's name is looked up, which in a container may lead nowhere.
         loopback = next((name for _, name in if_nameindex() if name.startswith("lo")), None)
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if loopback else ():
@@ -407,7 +431,7 @@ def joined(device: str) -> Iterator[Ranks]:
     others = {r: pid for r, (where, pid) in enumerate(places) if where == node() and r != rank}
     sound = False
     try:
-        with watched(others, size):
+        with watched(processes(others, size)):
             yield ranks
             ranks.most(0.0)  # watched, until all are here
         ranks.most(0.0)  # and until none is watched any longer: then they may end

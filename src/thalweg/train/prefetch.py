@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Event, Thread, current_thread
+from threading import Thread, current_thread
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, overload
@@ -73,10 +73,10 @@ def prefetch(
 
     Python's threads take turns in Python code, and run at once where NumPy, torch or the system
     works: reading, decoding, array operations. The global random states of torch, NumPy and Python
-    are shared by all threads. What ``batches`` draws from them in ``iter()`` or for its first
-    batch, such as the order of a DataLoader, is drawn before the iteration begins, so that it
-    repeats under a seed; what is drawn later, or in ``prepare``, depends on timing. Draw that from
-    a generator of one's own, in ``prepare`` from one seeded by something that the batch brings.
+    are shared by all threads. What ``batches`` draws from them for its first batch, such as the
+    order of a DataLoader, is drawn before that is handed over, so that a loop repeats under a seed.
+    What is drawn later, or in ``prepare``, depends on timing: draw it from a generator of one's
+    own, in ``prepare`` from one that is seeded by something in the batch.
 
     Args:
         batches: what to iterate over; a DataLoader may have workers of its own.
@@ -179,12 +179,10 @@ class _Line(Generic[T]):
     Attributes:
         slots: rights to have a batch in flight, each with what the GPU has to have done before.
         places: of the batches in flight, in order.
-        begun: that the first batch was taken from the source, or was not to be had.
     """
 
     slots: SimpleQueue[_Mark] = field(default_factory=SimpleQueue)
     places: SimpleQueue[_Place[T]] = field(default_factory=SimpleQueue)
-    begun: Event = field(default_factory=Event)
     threads: list[Thread] = field(default_factory=list)
     closed: bool = False
 
@@ -230,7 +228,6 @@ class _Iteration(Iterator[T]):
         line.start(_take, source, make, jobs if prepare else None)
         for _ in range(workers if prepare else 0):
             line.start(_work, make, jobs)
-        line.begun.wait()
 
     def __next__(self) -> T:
         line = self._line
@@ -266,14 +263,12 @@ def _take(
             line.places.put(place)
             break
         line.places.put(place)
-        line.begun.set()
         if jobs is None:
             _fill(place, make, item)
         else:
             jobs.put((item, place))
         del item  # while it waits
         slot = line.slots.get()
-    line.begun.set()
     if jobs is not None:
         jobs.put(None)
     if isinstance(source, Generator):

@@ -69,8 +69,8 @@ class Log:
 def _come_after(folder: Path) -> None:
     """Wait until a new file comes after those there.
 
-    TensorBoard reads a folder's files in the order of their names, which begin with the second
-    they were made in: within one, a training that goes on might come before what it goes on from.
+    TensorBoard reads files in the order of their names, which begin with the second they were made
+    in: made in the same one, that of a training that goes on might come first.
     """
-    second = f"{time.time():010.0f}"
-    ...
+    while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)

@@ -3,13 +3,12 @@
 from functools import partial
 from typing import TypeAlias
 
-import torch
-
 from thalweg import errors
 from thalweg.errors import ArgumentError
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.registry import OPTIMIZERS, enter, key
 from thalweg.rules import Rule
+from thalweg.tasks import devices
 
 __all__ = ["Named", "TuneError", "device_of", "named", "positive", "seeds_of", "whole"]
 
@@ -23,6 +22,7 @@ class TuneError(ArgumentError):
 whole = partial(errors.whole, error=TuneError)
 positive = partial(errors.positive, error=TuneError)
 seeds_of = partial(errors.seeds_of, error=TuneError)
+device_of = partial(devices.device_of, error=TuneError)
 
 
 def named(optimizer: Named) -> str:
@@ -43,19 +43,3 @@ def named(optimizer: Named) -> str:
         return enter(optimizer).name
     except ValueError as error:
         raise TuneError("optimizer", str(error)) from None
-
-
-def device_of(device: str) -> torch.device:
-    """A device that torch finds here."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise TuneError("device", f"must be cpu or cuda, got {device!r}")
-    if found.type == "cuda":
-        count = torch.cuda.device_count()
-        if (found.index or 0) >= count:
-            raise TuneError("device", f"torch finds {count} GPUs here, got {device!r}")
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    return found

@@ -15,10 +15,22 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-__all__ = ["again", "claimed", "is_several", "meeting", "speaks", "watched"]
+__all__ = [
+    "again",
+    "claimed",
+    "is_first",
+    "is_several",
+    "meeting",
+    "processes",
+    "speaks",
+    "watched",
+]
 
 PATIENCE = 3.0  # seconds that a rank with nothing to say leaves the one that says it
 NOTICE = 1.0  # seconds in which the system tells of an end that a connection told of already
+
+_FROM = "from the last checkpoint"
+_BY_HAND = f"start it again with --resume to go on {_FROM}"
 
 _stores: list[Any] = []  # where the ranks of this process meet
 _claims: dict[int, bool] = {}  # by how often they had joined
@@ -31,6 +43,16 @@ def is_several() -> bool:
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def is_on_one_machine() -> bool:
+    """Whether all of them were started on this one."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "1")
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def meeting() -> Any:
     """A ``torch.distributed.Store`` that all ranks have, for the next time they join.
 
@@ -41,8 +63,14 @@ def meeting() -> Any:
     _joins += 1
     from torch.distributed.distributed_c10d import PrefixStore
 
-    # Of a group that is gone its addresses remain.
-    return PrefixStore(f"thalweg {_joins}", _store())
+    return PrefixStore(_name(), _store())
+
+
+def _name() -> str:
+    """Of this meeting: of one that is over, what was said there remains."""
+    # Of several machines each counts its own restarts; there torchrun makes another store for each.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "") if is_on_one_machine() else ""
+    return f"thalweg {attempt} {_joins}"
 
 
 def _store() -> Any:
@@ -61,7 +89,7 @@ def claimed() -> bool:
     with _lock:
         if _joins not in _claims:
             try:
-                _claims[_joins] = _store().add(f"thalweg {_joins} failed", 1) == 1
+                _claims[_joins] = _store().add(f"{_name()} failed", 1) == 1
             except Exception:  # whoever kept the store is gone: better twice than never
                 _claims[_joins] = True
         return _claims[_joins]
@@ -80,33 +108,47 @@ def again() -> str:
     left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - int(
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     )
-    if left > 0:
-        return "torchrun starts all of them again, from the last checkpoint"
-    return "start it again with --resume to go on from the last checkpoint"
+    return f"torchrun starts all of them again, {_FROM}" if left > 0 else _BY_HAND
 
 
-@contextmanager
-def watched(others: Mapping[int, int], size: int) -> Iterator[None]:
-    """End this process, with one sentence from one rank, as soon as another's ends.
-
-    SIGTERM, which torchrun sends to the ranks that are left, raises `SystemExit` meanwhile.
+def processes(others: Mapping[int, int], size: int) -> dict[int, str]:
+    """What to watch, and what to say of its end.
 
     Args:
         others: process ids on this machine, by rank.
         size: how many ranks there are.
     """
-    files: dict[int, int] = {}
+    said = "ended without a word, killed or out of memory, and the training with it"
+    found = {
+        process: f"rank {rank} of {size} (process {process}) {said}; {again()}"
+        for rank, process in others.items()
+    }
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        found[os.getppid()] = f"torchrun (process {os.getppid()}) {said}; {_BY_HAND}"
+    return found
+
+
+@contextmanager
+def watched(others: Mapping[int, str]) -> Iterator[None]:
+    """End this process, with one sentence from one rank, as soon as another ends.
+
+    SIGTERM, which torchrun sends to the ranks that are left, raises `SystemExit` meanwhile.
+
+    Args:
+        others: what to say of the end of a process, by its id.
+    """
+    files: dict[int, str] = {}
     with suppress(AttributeError, OSError):  # not Linux; ended already, which connections tell
-        files = {os.pidfd_open(process): rank for rank, process in others.items()}
+        files = {os.pidfd_open(process): said for process, said in others.items()}
     stop, stopping = os.pipe()
     poll = select.poll()
     for file in (*files, stop):
         poll.register(file, select.POLLIN)
 
     def look() -> None:
-        ready = {file for file, _ in poll.poll()}
-        for file in ready - {stop}:
-            _end(files[file], others[files[file]], size)
+        ready = [file for file, _ in poll.poll()]
+        if stop not in ready:
+            _end(files[ready[0]])
 
     thread = threading.Thread(target=look, daemon=True, name="thalweg ranks")
     thread.start()
@@ -142,14 +184,10 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _end(rank: int, process: int, size: int) -> NoReturn:
+def _end(said: str) -> NoReturn:
     try:
         if claimed():
             shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
-            said = (
-                f"{shown}thalweg: rank {rank} of {size} (process {process}) was ended from "
-                f"outside, by a signal or for want of memory, and so end the others; {again()}\n"
-            )
-            os.write(2, said.encode())
+            os.write(2, f"{shown}thalweg: {said}\n".encode())
     finally:
         os._exit(1)

@@ -1,0 +1,23 @@
+"""Where a task may be trained."""
+
+import torch
+
+from thalweg.errors import ArgumentError
+
+__all__ = ["device_of"]
+
+
+def device_of(device: str, error: type[ArgumentError] = ArgumentError) -> torch.device:
+    """A device that torch finds here."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise error("device", f"must be cpu or cuda, got {device!r}")
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if (found.index or 0) >= count:
+            raise error("device", f"torch finds {count} GPUs here, got {device!r}")
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    return found
