@@ -39,12 +39,8 @@ class _Compiled:
         return {**self.__dict__, "run": None}  # code stays here; a copy compiles its own
 
     def see(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Mark batch dimensions as such, and remember what the arguments are like."""
-        tensors = [*_tensors(args), *_tensors(kwargs)]
-        for t in tensors:
-            if t.ndim:
-                _mark(t, 0)
-        shapes = [t.shape for t in tensors]
+        """Remember what the arguments are like."""
+        shapes = [t.shape for t in _tensors((args, kwargs))]
         if shapes != self.shapes or self.example is None:
             self.shapes = shapes
             self.example = tree_map_only(
@@ -136,10 +132,11 @@ def hybridize(model: nn.Module, active: bool = True) -> nn.Module:
 
     It stays the same object, of its own class, with its parameters, buffers, names in
     ``state_dict``, modes and hooks, and can be copied, moved, wrapped in DistributedDataParallel
-    and trained by any optimizer. It is compiled when it is first called: once for training and
-    once for evaluation, with a batch dimension that may change (some operations want other code
-    for batches below 16, or of one sample, which makes at most one compilation more each), and
-    anew when something changes that was taken as fixed: a dtype, a hook, a module's setting.
+    and trained by any optimizer. It is compiled when it is first called in training, and again in
+    evaluation, each for batches of that size, whose code is the fastest; when another size comes,
+    a last one that is smaller say, it is compiled once more for all sizes (some operations want
+    code of their own for a few samples, or for one). It is compiled anew when something changes
+    that was taken as fixed: a dtype, a hook, a module's setting.
 
     Outputs and gradients are those of plain Python within rounding, random numbers included.
 
@@ -244,10 +241,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
-
-
-def _mark(t: Tensor, dimension: int) -> None:
-    torch._dynamo.maybe_mark_dynamic(t, dimension)
 
 
 def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
