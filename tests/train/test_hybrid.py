@@ -188,6 +188,21 @@ def test_autocast(pairs):
     assert hybrid.reason is None
 
 
+def test_transforms_of_functions_see_plain_python(pairs):
+    hybrid, plain = pairs[mlp]
+    x = torch.randn(2, 32, 6)
+    parameters = {name: p.detach() for name, p in hybrid.named_parameters()}
+
+    def outputs(model, x):
+        return torch.func.functional_call(model, parameters, (x,))
+
+    ours, theirs = (
+        torch.vmap(lambda x, model=model: outputs(model, x))(x) for model in (hybrid, plain)
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert hybrid.reason is None
+
+
 class Counts(nn.Module):
     """With everything that a failed try could disturb."""
 

@@ -217,7 +217,7 @@ def _class(plain: Any) -> type[Hybrid]:
     def forward(self: Hybrid, *args: Any, **kwargs: Any) -> Any:
         compiled = self._hybrid
         # Slices of an nn.Sequential are made of its class, and are not hybrid.
-        if compiled is None or torch.compiler.is_compiling():
+        if compiled is None or _is_watched():
             return of_plain(self, *args, **kwargs)
         compiled.see(args, kwargs)
         return compiled(of_plain, self, args, kwargs)
@@ -225,6 +225,12 @@ def _class(plain: Any) -> type[Hybrid]:
     body = {"_plain": plain, "forward": forward, "__module__": plain.__module__}
     name = _PREFIX + plain.__name__
     return new_class(name, (Hybrid, plain), exec_body=lambda space: space.update(body))
+
+
+def _is_watched() -> bool:
+    """Whether a compiler traces this already, or vmap or grad of `torch.func` does."""
+    inside: Any = torch._C._functorch
+    return torch.compiler.is_compiling() or inside.maybe_current_level() is not None
 
 
 def _hybrid(plain: Any) -> Hybrid:
