@@ -25,14 +25,14 @@ class _Compiled:
 
     Attributes:
         reason: why it runs as plain Python; None while it runs compiled.
-        shapes: of the tensors it was called with last.
+        kinds: shapes and types of the tensors it was called with last.
         example: those arguments, positional and by name, with tensors that have no data.
     """
 
     def __init__(self) -> None:
         self.run: Callable[..., Any] | None = None
         self.reason: str | None = None
-        self.shapes: list[torch.Size] = []
+        self.kinds: list[tuple[torch.Size, torch.dtype]] = []
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,9 +40,9 @@ class _Compiled:
 
     def see(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember what the arguments are like."""
-        shapes = [t.shape for t in _tensors((args, kwargs))]
-        if shapes != self.shapes or self.example is None:
-            self.shapes = shapes
+        kinds = [(t.shape, t.dtype) for t in _tensors((args, kwargs))]
+        if kinds != self.kinds or self.example is None:
+            self.kinds = kinds
             self.example = tree_map_only(
                 Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs)
             )
@@ -173,6 +173,8 @@ def hybridize(model: nn.Module, active: bool = True) -> nn.Module:
 
 def load_exported(path: str | Path) -> nn.Module:
     """A module that `Hybrid.export` wrote, to be called as it was.
+
+    `torch.export.load` may run code that such a file holds: read those alone whose origin you know.
 
     Args:
         path: of the file.
