@@ -1,9 +1,12 @@
 """Gluon's Trainer: MXNet's formulas, retyped here in float64 NumPy, are the oracle.
 
-From apache/mxnet 1.9, python/mxnet/optimizer/optimizer.py and src/operator/optimizer_op-inl.h (AdamW
-and LARS from 2.0, python/mxnet/optimizer/adamW.py and lars.py): each function takes the weight, the
-gradient as it comes from the backward pass and the state, and returns the new weight.
+From apache/mxnet 1.9, python/mxnet/optimizer/optimizer.py and src/operator/optimizer_op-inl.h, and
+AdamW and LARS from 2.0, python/mxnet/optimizer/adamW.py and lars.py: each function takes the
+weight, the gradient as it comes from the backward pass and the state, and returns the new weight.
 """
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,7 +327,7 @@ def test_stale_gradients_are_refused_or_ignored():
         model["used"](torch.ones(1, 1)).sum().backward()
 
     backward()
-    with pytest.raises(FitError, match="idle.weight has no gradient since the last step"):
+    with pytest.raises(FitError, match=r"idle\.weight has no gradient since the last step"):
         trainer.step(1)
     trainer.step(1, ignore_stale_grad=True)
     assert torch.equal(model["idle"].weight, before)
@@ -491,3 +494,43 @@ def test_gradients_are_summed_over_processes(ranks):
     for weight, bias in ranks(halves):
         torch.testing.assert_close(torch.tensor(weight), model.weight.data)
         torch.testing.assert_close(torch.tensor(bias), model.bias.data)
+
+
+def test_the_script_on_the_page_gives_the_numbers_that_it_gave(tmp_path, monkeypatch, capsys):
+    """The block of docs/gluon.md is run; a loop over MXNet's formula is beside it."""
+    page = Path(__file__).parents[2] / "docs" / "gluon.md"
+    (script,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 64, generator=generator)
+    y = (x[:, :10] * 3).argmax(1)
+    batches = [(x[i : i + 32], y[i : i + 32]) for i in (0, 32, 64)]
+    monkeypatch.chdir(tmp_path)
+
+    torch.manual_seed(0)
+    ran = {"train_iter": batches}
+    exec(compile(script, "gluon.md", "exec"), ran)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    for layer in (net[0], net[2]):
+        nn.init.normal_(layer.weight, std=0.01), nn.init.zeros_(layer.bias)
+    state = [{} for _ in net.parameters()]
+    for _ in range(5):
+        total, correct = 0.0, 0
+        for inputs, targets in batches:
+            outputs = net(inputs)
+            loss = functional.cross_entropy(outputs, targets, reduction="sum")
+            total += loss.item()
+            correct += (outputs.argmax(1) == targets).sum().item()
+            gradients = torch.autograd.grad(loss, [*net.parameters()])
+            for p, g, s in zip(net.parameters(), gradients, state, strict=True):
+                rescale = 1 / len(inputs)
+                new = sgd(p.detach(), g, s, 0, learning_rate=0.5, momentum=0.9, rescale=rescale)
+                p.data.copy_(new)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"epoch 5, loss {total / 80:.4f}, train acc {correct / 80:.3f}"
+    for p, q in zip(ran["net"].parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    assert (tmp_path / "sgd.states").exists()
+    exported = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(exported(x), ran["net"](x))

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
 from types import new_class
@@ -24,28 +25,24 @@ class _Compiled:
 
     Attributes:
         reason: why it runs as plain Python; None while it runs compiled.
-        shapes: of the tensors it was called with last.
+        kinds: shapes and types of the tensors it was called with last.
         example: those arguments, positional and by name, with tensors that have no data.
     """
 
     def __init__(self) -> None:
         self.run: Callable[..., Any] | None = None
         self.reason: str | None = None
-        self.shapes: list[torch.Size] = []
+        self.kinds: list[tuple[torch.Size, torch.dtype]] = []
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "run": None}  # code stays here; a copy compiles its own
 
     def see(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Mark batch dimensions as such, and remember what the arguments are like."""
-        tensors = [*_tensors(args), *_tensors(kwargs)]
-        for t in tensors:
-            if t.ndim:
-                _mark(t, 0)
-        shapes = [t.shape for t in tensors]
-        if shapes != self.shapes or self.example is None:
-            self.shapes = shapes
+        """Remember what the arguments are like."""
+        kinds = [(t.shape, t.dtype) for t in _tensors((args, kwargs))]
+        if kinds != self.kinds or self.example is None:
+            self.kinds = kinds
             self.example = tree_map_only(
                 Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs)
             )
@@ -58,15 +55,16 @@ class _Compiled:
         kwargs: dict[str, Any],
     ) -> Any:
         """What the module makes of its arguments, compiled if that can be."""
-        if self.run is None and self.reason is None:
-            if missing := _missing(module):
-                self._give_up(module, missing)
-            else:
-                self.run = _compiled(plain)
-        if self.run is None or self.reason is not None:
+        first = self.run is None and self.reason is None
+        if first and (missing := _missing(module)):
+            self._give_up(module, missing)
+        if self.reason is not None:
             return plain(module, *args, **kwargs)
+        if self.run is None:
+            self.run = _compiled(plain)
         try:
-            return self.run(module, *args, **kwargs)
+            with _quiet() if first else nullcontext():
+                return self.run(module, *args, **kwargs)
         except _failures() as error:
             failure = error
         # Nothing of it has run. If plain Python raises too, the mistake is not the compiler's.
@@ -134,10 +132,11 @@ def hybridize(model: nn.Module, active: bool = True) -> nn.Module:
 
     It stays the same object, of its own class, with its parameters, buffers, names in
     ``state_dict``, modes and hooks, and can be copied, moved, wrapped in DistributedDataParallel
-    and trained by any optimizer. It is compiled when it is first called: once for training and
-    once for evaluation, with a batch dimension that may change (some operations want other code
-    for batches below 16, or of one sample, which makes at most one compilation more each), and
-    anew when something changes that was taken as fixed: a dtype, a hook, a module's setting.
+    and trained by any optimizer. It is compiled when it is first called in training, and again in
+    evaluation, each for batches of that size, whose code is the fastest; when another size comes,
+    a last one that is smaller say, it is compiled once more for all sizes (some operations want
+    code of their own for a few samples, or for one). It is compiled anew when something changes
+    that was taken as fixed: a dtype, a hook, a module's setting.
 
     Outputs and gradients are those of plain Python within rounding, random numbers included.
 
@@ -174,6 +173,8 @@ def hybridize(model: nn.Module, active: bool = True) -> nn.Module:
 
 def load_exported(path: str | Path) -> nn.Module:
     """A module that `Hybrid.export` wrote, to be called as it was.
+
+    `torch.export.load` may run code that such a file holds: read those alone whose origin you know.
 
     Args:
         path: of the file.
@@ -218,7 +219,7 @@ def _class(plain: Any) -> type[Hybrid]:
     def forward(self: Hybrid, *args: Any, **kwargs: Any) -> Any:
         compiled = self._hybrid
         # Slices of an nn.Sequential are made of its class, and are not hybrid.
-        if compiled is None or torch.compiler.is_compiling():
+        if compiled is None or _is_watched():
             return of_plain(self, *args, **kwargs)
         compiled.see(args, kwargs)
         return compiled(of_plain, self, args, kwargs)
@@ -226,6 +227,12 @@ def _class(plain: Any) -> type[Hybrid]:
     body = {"_plain": plain, "forward": forward, "__module__": plain.__module__}
     name = _PREFIX + plain.__name__
     return new_class(name, (Hybrid, plain), exec_body=lambda space: space.update(body))
+
+
+def _is_watched() -> bool:
+    """Whether a compiler traces this already, or vmap or grad of `torch.func` does."""
+    inside: Any = torch._C._functorch
+    return torch.compiler.is_compiling() or inside.maybe_current_level() is not None
 
 
 def _hybrid(plain: Any) -> Hybrid:
@@ -244,10 +251,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(list(value.values()))
 
 
-def _mark(t: Tensor, dimension: int) -> None:
-    torch._dynamo.maybe_mark_dynamic(t, dimension)
-
-
 def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
     # Of its own, or all nn.Sequentials would share the few compilations that one function may have.
     compile: Any = torch.compile
@@ -257,13 +260,20 @@ def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings, which tell of its own deprecations, and of what it cannot trace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _inductor(graph: Any, inputs: Any) -> Any:
     """Inductor, with random numbers as without it, and the backward pass compiled right away.
 
     Torch compiles that when it is first needed, where nothing could return to plain Python.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations
+    with _quiet():
         from torch._functorch import config
         from torch._inductor.compile_fx import compile_fx
 
@@ -336,8 +346,7 @@ def _exported(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     kind, module.__class__ = module.__class__, module._plain
     try:
         module.eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own deprecations
+        with _quiet():
             return torch.export.export(module, args, kwargs, dynamic_shapes=several)
     except Exception as error:
         raise FitError("model", f"cannot be exported: {raised(error)}") from error
