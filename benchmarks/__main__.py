@@ -155,7 +155,7 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row] | str]]] = {
     "flow": ("Watching gradient flow: a training step", "watched", "bare", _flow),
     "diagnosis": ("Trainings that go wrong, and what is said of them", "", "", _diagnosis),
     "engine": ("Training one model", "engine", "otherwise", _engine),
-    "hybrid": ("A model compiled whole", "hybridised", "plain", _hybrid),
+    "hybrid": ("A model compiled whole", "hybridized", "plain", _hybrid),
     "prefetch": ("Batches made in the background", "prefetched", "one after the other", _prefetch),
     "parallel": ("Several at once", "at once", "one after the other", _parallel),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),

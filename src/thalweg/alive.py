@@ -43,6 +43,11 @@ def is_several() -> bool:
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def is_on_one_machine() -> bool:
+    """Whether all of them were started on this one."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "1")
+
+
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -58,8 +63,14 @@ def meeting() -> Any:
     _joins += 1
     from torch.distributed.distributed_c10d import PrefixStore
 
-    # Of a group that is gone its addresses remain.
-    return PrefixStore(f"thalweg {_joins}", _store())
+    return PrefixStore(_name(), _store())
+
+
+def _name() -> str:
+    """Of this meeting: of one that is over, what was said there remains."""
+    # Of several machines each counts its own restarts; there torchrun makes another store for each.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "") if is_on_one_machine() else ""
+    return f"thalweg {attempt} {_joins}"
 
 
 def _store() -> Any:
@@ -78,7 +89,7 @@ def claimed() -> bool:
     with _lock:
         if _joins not in _claims:
             try:
-                _claims[_joins] = _store().add(f"thalweg {_joins} failed", 1) == 1
+                _claims[_joins] = _store().add(f"{_name()} failed", 1) == 1
             except Exception:  # whoever kept the store is gone: better twice than never
                 _claims[_joins] = True
         return _claims[_joins]

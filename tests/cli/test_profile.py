@@ -44,7 +44,7 @@ def test_tables_and_a_page(here, module, run, opened):
     first = [line.split("  ")[0] for line in lines]
     for row in ("data", "Python overhead", "whole step", "activations", "this machine"):
         assert row in first
-    assert "Thalweg's SGD for torch.optim.SGD" in out
+    assert "Thalweg's SGD instead of torch's" in out
     assert lines[-1] == "Page: thalweg-profile-small.html"
     page, trouble = opened(here / "thalweg-profile-small.html")
     assert trouble == []

@@ -5,6 +5,7 @@ import random
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from thalweg.train.profile.changes import Change, Tried, changes_for, threshold_
 from thalweg.train.profile.machine import measured
 from thalweg.train.profile.memory import Memory, Saved, memory_of
 from thalweg.train.profile.running import Gain, Running, gain_of
-from thalweg.train.profile.stages import PARTS, Clock, outside, stages_of, stalls
-from thalweg.train.profile.work import flops_of, moved
+from thalweg.train.profile.stages import PARTS, Clock, _on_device, outside, stages_of, stalls
+from thalweg.train.profile.work import Work, flops_of, moved, work_of
 
 CPU = torch.device("cpu")
 NO_MEMORY = Memory(0, 0, 0, 0, 0, 0)
@@ -185,6 +186,12 @@ def test_operations_and_bytes_are_those_of_hand_arithmetic():
         "backward": 100_000 + 1 + 1000 + 10,
         "optimizer": 10 + 2 * 1 + 2 * 100,
     }
+    half = work_of({"forward": 8, "backward": 12, "optimizer": 0}, Memory(1, 2, 4, 8, 16, 32), 0.5)
+    assert half == {
+        "forward": Work(4, 1 + (8 + 32) // 2),
+        "backward": Work(6, 1 + (8 + 32) // 2 + 2),
+        "optimizer": Work(0, 2 + 2 * 1 + 2 * 4),
+    }
 
 
 # Time.
@@ -205,13 +212,40 @@ def test_what_lies_outside_of_operators_by_hand():
 
 
 def test_stalls_of_a_device_by_hand():
-    kernels = [(0, 10), (5, 20), (30, 40), (70, 90), (95, 100)]
+    kernels = [(0, 10, 0), (5, 20, 1), (30, 40, 25), (70, 90, 60), (95, 100, 61)]
     parts = ["forward", "forward", "forward", "optimizer", "optimizer"]
-    found = stalls(kernels, parts, [(35, 45)])
-    # From 40 to 70 it waits since the host waited for it at 40; the other gaps are the host's.
+    found = stalls(kernels, parts, [(35, 45), (62, 93)])
+    # From 40 to 70 it waits since the host waited for it at 40. At 90 the host waited too, but what
+    # came next had been asked for; the other gaps are the host's.
     assert found["forward"] == pytest.approx((30e-9, 10e-9, 0.0))
     assert found["optimizer"] == pytest.approx((25e-9, 35e-9, 30e-9))
     assert stalls([], [], []) == {}
+
+
+def test_what_a_profiler_saw_of_a_gpu_is_told_apart():
+    def event(kind, start, end, number=0, name=""):
+        return SimpleNamespace(
+            activity_type=lambda: kind, start_ns=lambda: start, end_ns=lambda: end,
+            correlation_id=lambda: number, name=lambda: name,
+        )  # fmt: skip
+
+    events = [
+        event("cpu_op", 10, 30, 1, "aten::mm"),  # whose numbers are others
+        event("cuda_runtime", 20, 25, 1, "cudaLaunchKernel"),
+        event("cuda_runtime", 60, 62, 2, "cudaLaunchKernel"),
+        event("cuda_runtime", 63, 160, 3, "cudaStreamSynchronize"),
+        event("cuda_driver", 170, 171, 4, "cuLaunchKernel"),
+        event("kernel", 30, 80, 1, "gemm"),
+        event("kernel", 90, 150, 2, "gemm"),
+        event("kernel", 190, 200, 4, "triton"),
+        event("gpu_user_annotation", 30, 200, 0, "Optimizer.step"),
+    ]
+    ends = [("begin", 0), ("forward", 50), ("backward", 165), ("optimizer", 220)]
+    spans = {"forward": 50e-9, "backward": 90e-9, "optimizer": 60e-9}
+    python, waiting = _on_device(events, ends, 1, spans)
+    # Forward is all work, backward 60 of 90, optimizer 10 of 60; before that the host waited.
+    assert python == pytest.approx({"forward": 0, "backward": 30e-9, "optimizer": 0}, abs=1e-15)
+    assert waiting == pytest.approx({"forward": 0, "backward": 0, "optimizer": 50e-9}, abs=1e-15)
 
 
 @pytest.fixture
@@ -273,9 +307,23 @@ def test_turns_count_the_samples_of_ragged_epochs(threads):
     running = Running(task_of(mlp), Recipe(batch_size=32), CPU, 1)
     # 32, 32, 32 and 4 samples an epoch.
     assert [running._seen(n) for n in (0, 1, 4, 6, 8)] == [0, 32, 100, 164, 200]
-    before = {k: v.clone() for k, v in running._start.items()}
-    running.turn()
-    torch.testing.assert_close(running._start, before)
+
+
+def test_each_turn_begins_with_the_initial_weights(threads):
+    running = Running(task_of(mlp), Recipe(optimizer="sgd", lr=0.5), CPU, 1)
+    torch.manual_seed(Recipe().seed)
+    initial = mlp().state_dict()
+    running.pace = 1.0  # of slow steps none is left out before the clock runs
+    begun = []
+
+    def mark(part):
+        if part == "begin":
+            begun.append({k: v.clone() for k, v in running.engine.module.state_dict().items()})
+
+    running.turn(mark)
+    running.turn(mark)
+    torch.testing.assert_close(begun, [initial, initial], rtol=0, atol=0)
+    assert not torch.equal(running.engine.module[0].weight, initial["0.weight"])
 
 
 def test_half_as_fast_is_found_out(threads):
@@ -354,8 +402,8 @@ def test_no_code_of_torchs_does_the_same(name):
 def test_thalwegs_code_for_torchs():
     maker = partial(torch.optim.AdamW, lr=0.02, betas=(0.8, 0.9), weight_decay=0.1)
     ours, fused = of_kind("optimizer", Recipe(optimizer=maker))
-    assert ours.words == "Thalweg's AdamW for torch.optim.AdamW"
-    assert fused.words == "torch.optim.AdamW, fused"
+    assert ours.words == "Thalweg's AdamW instead of torch's"
+    assert fused.words == "torch's fused AdamW"
     torch.testing.assert_close(stepped(ours.fields["optimizer"]), stepped(maker))
     torch.testing.assert_close(stepped(fused.fields["optimizer"]), stepped(maker))
 

@@ -156,8 +156,8 @@ def notes_of(profile: Profile, section: str) -> list[str]:
     untried = table[table["verdict"] == "not tried"]
     notes += [f"{row.change}: {row.reason}." for row in untried.itertuples()]
     return [
-        f"A gain whose interval reaches below {p.threshold:.0%} is called none: by so much the "
-        f"present setting differs from itself, or so little does not matter.",
+        f"None: not for sure more than {p.threshold:.0%} faster or slower, which is by how much "
+        f"the present setting differs from itself, or the least that matters.",
         *notes,
     ]
 

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.alive import again, claimed, is_several, meeting, processes, watched
+from thalweg.alive import again, claimed, is_on_one_machine, is_several, meeting, processes, watched
 from thalweg.errors import ArgumentError
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.shards import is_sharded, with_part
@@ -418,7 +418,7 @@ def joined(device: str) -> Iterator[Ranks]:
                 f"TASK, or unset RANK",
             )
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+    if is_on_one_machine():
         # Else the host's name is looked up, which in a container may lead nowhere.
         loopback = next((name for _, name in if_nameindex() if name.startswith("lo")), None)
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if loopback else ():

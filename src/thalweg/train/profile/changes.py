@@ -114,7 +114,7 @@ def changes_for(
             if n != threads
         ]
     if not recipe.hybridize:
-        found.append(Change("hybridize", "hybridise", {"hybridize": True}))
+        found.append(Change("hybridize", "hybridize", {"hybridize": True}))
     return found
 
 
@@ -152,21 +152,20 @@ def _optimizers(recipe: Recipe) -> Iterator[Change]:
         theirs = made.torchs
         if theirs is None or not _is_plain(made, theirs):
             return
-        name = type(made).__name__
         arguments = _taken(theirs, group)
-        yield _other(f"torch.optim.{theirs.__name__} for Thalweg's {name}", theirs, arguments)
+        yield _other(f"torch's {theirs.__name__} instead of Thalweg's", theirs, arguments)
         if "fused" in signature(theirs).parameters:
-            words = f"torch.optim.{theirs.__name__}, fused, for Thalweg's {name}"
+            words = f"torch's fused {theirs.__name__} instead of Thalweg's"
             yield _other(words, theirs, {**arguments, "fused": True})
         return
     cls = type(made)
     entry = OPTIMIZERS.get(key(cls.__name__))
     if entry is not None and entry.constructor.torchs is cls:
         ours = entry.constructor
-        words = f"Thalweg's {ours.__name__} for torch.optim.{cls.__name__}"
+        words = f"Thalweg's {ours.__name__} instead of torch's"
         yield _other(words, ours, _taken(ours, group))
     if "fused" in signature(cls).parameters and not group.get("fused"):
-        words = f"torch.optim.{cls.__name__}, fused"
+        words = f"torch's fused {cls.__name__}"
         yield _other(words, cls, {**_taken(cls, group), "fused": True})
 
 

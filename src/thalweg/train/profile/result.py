@@ -31,8 +31,8 @@ class Profile:
         threads: that torch had.
         samples_per_second: that the training takes as it is set.
         stages: where the time of a step goes.
-        memory: that a step holds.
-        work: what forward, backward and optimizer do at the least.
+        memory: that a step of a full batch holds.
+        work: what forward, backward and optimizer of an average step do at the least.
         machine: what this machine was seen to reach.
         tried: every change, alone.
         together: those that help, at once.

@@ -22,7 +22,7 @@ from thalweg.train.profile.memory import Memory, memory_of
 from thalweg.train.profile.result import Profile
 from thalweg.train.profile.running import Running, running
 from thalweg.train.profile.stages import stages_of
-from thalweg.train.profile.work import Work, flops_of, moved
+from thalweg.train.profile.work import Work, flops_of, work_of
 from thalweg.train.recipe import Maker, Recipe, checked
 
 __all__ = ["profile"]
@@ -76,7 +76,8 @@ def profile(
         raise TaskError("task", f"must be a name or a thalweg.Task, got {task!r}")
     where = device_of(device)
     recipe = _recipe(optimizer, lr, batch_size, precision)
-    checked(recipe, len(given.train))
+    samples, size = len(given.train), batch_size or given.batch_size
+    checked(recipe, samples)
     threads = torch.get_num_threads()
     first_batch(given, recipe.batch_size)
     progress("measuring what this machine reaches")
@@ -84,7 +85,7 @@ def profile(
     with _started(given, recipe, where, threads) as present:
         progress("taking a step apart")
         stages = stages_of(present)
-        memory, work = _contents(present, recipe.batch_size or given.batch_size)
+        memory, work = _contents(present, samples, size)
         changes = changes_for(given, recipe, where, threads, memory)
         found = tried(present, given, recipe, changes, progress)
         threshold = threshold_of(found)
@@ -95,11 +96,11 @@ def profile(
         name=given.name,
         optimizer=_name(engine.made.optimizer),
         lr=engine.lr,
-        batch_size=recipe.batch_size or given.batch_size,
+        batch_size=size,
         precision=precision,
         device=str(where),
         threads=threads,
-        samples_per_second=len(given.train) / engine.steps_per_epoch / stages.step,
+        samples_per_second=samples / engine.steps_per_epoch / stages.step,
         stages=stages,
         memory=memory,
         work=work,
@@ -155,8 +156,8 @@ def _started(task: Task, recipe: Recipe, device: torch.device, threads: int) -> 
         yield present
 
 
-def _contents(present: Running, size: int) -> tuple[Memory, dict[str, Work]]:
-    """What a step of a full batch holds and does."""
+def _contents(present: Running, samples: int, size: int) -> tuple[Memory, dict[str, Work]]:
+    """What a step of a full batch holds, and what an average one does."""
     engine = present.engine
     step = engine.taken
     x, y, _ = engine.window()[0]
@@ -166,4 +167,4 @@ def _contents(present: Running, size: int) -> tuple[Memory, dict[str, Work]]:
     step.forget()
     flops = flops_of(lambda: step.loss(x, y))
     step.forget()
-    return memory, {part: Work(flops[part], size) for part, size in moved(memory).items()}
+    return memory, work_of(flops, memory, samples / engine.steps_per_epoch / size)

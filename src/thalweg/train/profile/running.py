@@ -62,7 +62,11 @@ class Running:
         self.engine = Engine(task, recipe, STEPS, ranks=Ranks(0, 1, device))
         self._samples, self._size = len(task.train), recipe.batch_size or task.batch_size
         self._start = {k: v.clone() for k, v in self.engine.module.state_dict().items()}
-        self._took(2)
+        try:
+            self._took(2)
+        except BaseException:
+            self.engine.close()
+            raise
         first = perf_counter() - start
         self.pace = self._took(1)
         if self.pace < TURN:

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch._C._autograd import DeviceType
 from torch.autograd import profiler
 
 from thalweg.train.profile.machine import wait
@@ -25,8 +24,11 @@ PARTS = ("data", "copy", "forward", "backward", "optimizer", "synchronisation", 
 MARKED = PARTS[:5]
 COMPUTING = ("forward", "backward", "optimizer")  # where an interpreter may be in the way
 WATCHED = 0.03  # seconds of training that the profiler sees at a time, or one step
-WATCHES = 5
-CALLS = 500
+WATCHES = 5  # times, of which the median counts
+CALLS = 500  # of an operator that does nothing
+# What happens on a GPU, and what asks for it, as the profiler calls them.
+KERNELS = {"kernel", "gpu_memcpy", "gpu_memset"}
+LAUNCHES = {"cuda_runtime", "cuda_driver"}
 NODE = re.compile(r"autograd::engine::evaluate_function: .*Backward")
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -127,7 +129,7 @@ class _Events:
 
     def __call__(self, part: str) -> None:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         self._marks.append((part, event))
 
     def read(self, steps: int) -> dict[str, float]:
@@ -209,9 +211,11 @@ def _operators(events: Any) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     Operators have a namespace in their names. The nodes of the backward pass do too; those of a
     `torch.autograd.Function` in Python, unlike torch's own, have no number behind "Backward".
     """
-    rows = sorted((e.start_ns(), e.end_ns(), e.name(), e.start_thread_id()) for e in events)
+    # Of two that begin together the longer is around the other.
+    rows = sorted((e.start_ns(), -e.end_ns(), e.name(), e.start_thread_id()) for e in events)
     rows = [row for row in rows if row[3] == rows[0][3]][1:]
-    start, end = (np.array([row[i] for row in rows], dtype=np.int64) for i in range(2))
+    start = np.array([row[0] for row in rows], dtype=np.int64)
+    end = np.array([-row[1] for row in rows], dtype=np.int64)
     operator = ["::" in row[2] and not NODE.fullmatch(row[2]) for row in rows]
     return start, end, np.array(operator, dtype=bool)
 
@@ -258,17 +262,17 @@ def _on_device(
 
     What its kernels take does not change when it is watched, and what is between them does.
     """
-    asked = {e.correlation_id(): e.start_ns() for e in events if e.device_type() == DeviceType.CPU}
+    asked = {e.correlation_id(): e.start_ns() for e in events if e.activity_type() in LAUNCHES}
     names = np.array([part for part, _ in ends])
     times = [at for _, at in ends]
     kernels = sorted(
-        (e.start_ns(), e.end_ns(), asked[e.linked_correlation_id()])
+        (e.start_ns(), e.end_ns(), asked[e.correlation_id()])
         for e in events
-        if e.device_type() == DeviceType.CUDA and e.linked_correlation_id() in asked
+        if e.activity_type() in KERNELS and e.correlation_id() in asked
     )
     places = np.searchsorted(times, [when for *_, when in kernels]).clip(max=len(names) - 1)
     blocked = [(e.start_ns(), e.end_ns()) for e in events if "Synchronize" in e.name()]
-    found = stalls([(a, b) for a, b, _ in kernels], list(names[places]), blocked)
+    found = stalls(kernels, list(names[places]), blocked)
     python, waiting = {}, {}
     for part in COMPUTING:
         busy, idle, waited = found.get(part, (0.0, 0.0, 0.0))
@@ -279,26 +283,27 @@ def _on_device(
 
 
 def stalls(
-    kernels: Sequence[tuple[int, int]],
+    kernels: Sequence[tuple[int, int, int]],
     parts: Sequence[str],
     blocked: Sequence[tuple[int, int]],
 ) -> dict[str, tuple[float, float, float]]:
     """Seconds that a device works in each part, and that it waits before its kernels.
 
     Args:
-        kernels: beginning and end of each, in nanoseconds, by their beginning.
+        kernels: beginning and end of each, and when it was asked for, in nanoseconds, by their
+            beginning.
         parts: that asked for each of them.
         blocked: when the host waited for the device.
 
     Returns:
         For each part the seconds in which some kernel runs; those before its kernels in which none
-            does; and of these those that began while the host waited.
+            does; and of these those that began while the host waited, and asked for more only then.
     """
     found = {part: [0, 0, 0] for part in parts}
     reach = kernels[0][0] if kernels else 0
-    for (start, end), part in zip(kernels, parts, strict=True):
+    for (start, end, asked), part in zip(kernels, parts, strict=True):
         gap = max(0, start - reach)
-        waited = any(a <= reach <= b for a, b in blocked)
+        waited = any(a <= reach <= b <= asked for a, b in blocked)
         times = found[part]
         times[0] += max(0, end - max(start, reach))
         times[1] += gap

@@ -1,14 +1,14 @@
 """How much a step computes and moves, and what that comes to a second."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from thalweg.train.profile.memory import Memory
 
-__all__ = ["Work", "flops_of", "moved"]
+__all__ = ["Work", "flops_of", "moved", "work_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,21 @@ def flops_of(loss: Callable[[], Tensor]) -> dict[str, int]:
         found.backward()  # type: ignore[no-untyped-call]
         both = counter.get_total_flops()
     return {"forward": forward, "backward": both - forward, "optimizer": 0}
+
+
+def work_of(flops: Mapping[str, int], memory: Memory, share: float) -> dict[str, Work]:
+    """What the parts of an average step do.
+
+    Args:
+        flops: of a full batch (`flops_of`).
+        memory: with a full batch.
+        share: of a full batch that there is on average, as the last of an epoch may be smaller.
+    """
+    samples = replace(
+        memory, batch=round(share * memory.batch), activations=round(share * memory.activations)
+    )
+    size = moved(samples)
+    return {part: Work(round(share * flops[part]), size[part]) for part in size}
 
 
 def moved(memory: Memory) -> dict[str, int]:
