@@ -12,7 +12,7 @@ from torch.nn import functional
 from benchmarks.measure import Row, alternate, report, seconds, shown
 from thalweg.train.prefetch import prefetch as ahead
 
-BATCHES = 25  # of a pass
+BATCHES = 50  # of a pass
 SAMPLES, FEATURES, CLASSES = 512, 784, 10
 MIB = 2**20
 
