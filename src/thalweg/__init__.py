@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thalweg import landscape, optim, schedules
+    from thalweg import landscape, optim, schedules, train
     from thalweg.diagnosis import Diagnosis, DiagnosisError, Finding, diagnose
     from thalweg.landscape import LandscapeError
     from thalweg.schedules import ScheduleError
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from thalweg.tasks.images import images
     from thalweg.tasks.tables import Predictor, TableTask, table
     from thalweg.train import DivergenceError, FitError, FitResult
+    from thalweg.train.background import waitall
     from thalweg.train.fit import fit
+    from thalweg.train.hybrid import hybridize
+    from thalweg.train.prefetch import prefetch
     from thalweg.train.profile import Profile, profile
+    from thalweg.train.trainer import Trainer
     from thalweg.tune import (
         BatchSizes,
         Fit,
@@ -55,21 +59,26 @@ __all__ = [
     "TableTask",
     "Task",
     "TaskError",
+    "Trainer",
     "TuneError",
     "batch_sizes",
     "check",
     "diagnose",
     "fit",
+    "hybridize",
     "images",
     "landscape",
     "largest_batch",
     "lr_range_test",
     "noise_scale",
     "optim",
+    "prefetch",
     "profile",
     "schedules",
     "study",
     "table",
+    "train",
+    "waitall",
 ]
 
 _HOMES = {
@@ -93,6 +102,10 @@ _HOMES = {
     **dict.fromkeys(("Diagnosis", "DiagnosisError", "Finding", "diagnose"), "thalweg.diagnosis"),
     **dict.fromkeys(("DivergenceError", "FitError", "FitResult", "fit"), "thalweg.train"),
     **dict.fromkeys(("Profile", "profile"), "thalweg.train.profile"),
+    "Trainer": "thalweg.train.trainer",
+    "hybridize": "thalweg.train.hybrid",
+    "prefetch": "thalweg.train.prefetch",
+    "waitall": "thalweg.train.background",
     "LandscapeError": "thalweg.landscape.arguments",
     "images": "thalweg.tasks.images",
     "ScheduleError": "thalweg.schedules",
@@ -102,6 +115,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("landscape", "optim", "schedules"):
+    if name in ("landscape", "optim", "schedules", "train"):
         return import_module(f"thalweg.{name}")
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

@@ -186,8 +186,7 @@ def _from_study(
     task: "Task", study: str, db: str, given: dict[str, Any]
 ) -> "tuple[Task, dict[str, Any]]":
     """The task and the setting of a study's winner, but for what a person gives."""
-    from thalweg.studies import StudyError
-    from thalweg.studies.setting import best_setting
+    from thalweg.studies import StudyError, best_setting
 
     try:
         best = best_setting(study, task, db=db)

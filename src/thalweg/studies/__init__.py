@@ -6,10 +6,12 @@ from thalweg.studies.execute import Progress
 from thalweg.studies.factors import FACTORS, Factor, StudyError
 from thalweg.studies.result import StudyResult, TaskSummary
 from thalweg.studies.run import study
+from thalweg.studies.setting import BestSetting, best_setting
 from thalweg.studies.spec import StudySpec
 
 __all__ = [
     "FACTORS",
+    "BestSetting",
     "Check",
     "Factor",
     "Finding",
@@ -19,6 +21,7 @@ __all__ = [
     "StudySpec",
     "TaskSummary",
     "Trained",
+    "best_setting",
     "best_weights",
     "check",
     "study",
