@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
@@ -19,6 +18,7 @@ from thalweg.files import whole
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.options import OPTIONS, TORCHS
 from thalweg.optim.registry import OPTIMIZERS, Entry, key
+from thalweg.optim.shards import is_sharded
 from thalweg.optim.wrappers import GD, SAM, Lookahead
 from thalweg.rules.rule import HyperparameterError, Number
 from thalweg.schedules.schedule import Schedule
@@ -187,7 +187,7 @@ class Trainer:
         """
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return
-        params = [p for p in self._trained() if not isinstance(p, DTensor)]
+        params = [p for p in self._trained() if not is_sharded(p)]
         if not params:
             return
         here = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
