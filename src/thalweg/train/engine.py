@@ -75,7 +75,10 @@ class Engine:
         if ranks.rank:  # or all would drop the same units
             seed_all(recipe.seed + ranks.rank)
         self._batches: Batches = self._source(loader)
-        self._depth = AHEAD if loader is not None or self._is_copied() else 0
+        # A loader without processes of its own would draw its random numbers beside the model's,
+        # in an order that no seed gives.
+        apart = getattr(loader, "num_workers", 0) > 0
+        self._depth = AHEAD if apart or self._is_copied() else 0
         if recipe.prefetch is not None:
             self._depth = recipe.prefetch
         self.steps_per_epoch = -(-self._batches.count // recipe.accumulate)
