@@ -15,7 +15,7 @@ from tests.replicas.test_train import curves, replica
 from thalweg import rules
 from thalweg.replicas import Budget, Programs
 from thalweg.tasks import LOSSES, Loss, Split, Task, TaskError, load
-from thalweg.tasks.losses import as_loss
+from thalweg.tasks.losses import alone, as_loss
 from thalweg.tasks.metrics import METRICS, as_metric
 
 programs_module = importlib.import_module("thalweg.replicas.program")
@@ -99,6 +99,20 @@ def test_of_class_indices_as_torch_has_it(name: str, shape: tuple[int, ...], sca
     y = torch.randint(0, shape[-1], shape[:-1], generator=torch.Generator().manual_seed(1))
     equal(as_loss(name, INDICES).of, OF_CLASSES[name], outputs, y)
     equal(as_loss(name, INDICES).of, OF_CLASSES[name], outputs, outputs.argmax(-1))
+    fastest = alone(as_loss(name, INDICES))
+    equal(lambda o, t: fastest(o, t.int()), OF_CLASSES[name], outputs, y)
+
+
+def test_a_model_alone_gets_torchs_own_function_and_the_same_refusals() -> None:
+    loss = alone(as_loss("cross_entropy", INDICES))
+    outputs = torch.randn(3, 4, requires_grad=True)
+    node = loss(outputs, torch.tensor([0, 3, 2])).grad_fn
+    assert type(node).__name__ == "NllLossBackward0"
+    for wrong in (-100, -1, 4):  # torch leaves out -100 by default
+        with pytest.raises(IndexError):
+            loss(outputs, torch.tensor([0, wrong, 2]))
+    with pytest.raises(TaskError, match="takes integer class indices"):
+        loss(outputs, torch.rand(3))
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.tasks import Split, Task
+from thalweg.tasks.losses import alone
 from thalweg.train.batches import (
     Batches,
     InMemory,
@@ -90,7 +91,7 @@ class Engine:
         self.precision = in_precision(recipe.precision, ranks.device)
         self.taken = Step(
             self.module,
-            task.loss.of,
+            alone(task.loss),
             self.made.optimizer,
             ranks,
             precision=recipe.precision,
