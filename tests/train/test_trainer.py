@@ -238,6 +238,26 @@ def test_mxnets_schedulers_are_given_the_learning_rate_and_count_from_1():
     np.testing.assert_allclose(by_trainer("sgd", scheduled), by_mxnet(sgd, rates), rtol=1e-12)
 
 
+def test_groups_keep_the_proportions_of_their_rates():
+    ps = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+
+    def made(**params):
+        groups = [{"params": ps[:1]}, {"params": ps[1:], "lr": 0.3}]
+        return Trainer(ps, torch.optim.SGD(groups, lr=0.1), params)
+
+    trainer = made()
+    trainer.set_learning_rate(0.2)
+    sum(ps).sum().backward()
+    trainer.step(1)
+    torch.testing.assert_close(torch.stack([*ps]).flatten(), torch.tensor([-0.2, -0.6]))
+    trainer = made(lr_scheduler=lambda update: 0.1 / update)
+    for at in (1, 2):
+        sum(ps).sum().backward()
+        trainer.step(1)
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        assert rates == pytest.approx([0.1 / at, 0.3 / at], rel=1e-12)
+
+
 def test_rescale_grad_comes_besides_the_batch_size():
     ours = by_trainer("adam", {"rescale_grad": 0.5, "epsilon": 0.1})
     theirs = by_mxnet(adam, rescale=0.5 / BATCH, epsilon=0.1)
@@ -390,6 +410,13 @@ def test_states_of_anything_else_are_refused(tmp_path):
     Trainer([p, nn.Parameter(torch.zeros(1))], "adam").save_states(tmp_path / "two")
     with pytest.raises(FitError, match="two does not fit this trainer"):
         trainer.load_states(tmp_path / "two")
+    Trainer([nn.Parameter(torch.zeros(3))], "adam").save_states(tmp_path / "three")
+    with pytest.raises(FitError, match=r"of shapes \[\(3,\)\], and these have \[\(1,\)\]"):
+        trainer.load_states(tmp_path / "three")
+    for other in (torch.ones(2), None, [1], {"optimizer": "Adam", "state": 3}):
+        torch.save(other, tmp_path / "other")
+        with pytest.raises(FitError, match="other was not written by Trainer.save_states"):
+            trainer.load_states(tmp_path / "other")
     with pytest.raises(FileNotFoundError):
         trainer.load_states(tmp_path / "nothing")
 
@@ -428,6 +455,7 @@ P = nn.Parameter(torch.zeros(2))
         ([P], torch.optim.SGD([P.data]), None, "has other parameters than params"),
         ([P], torch.optim.SGD([P]), {"wd": 1}, "'wd' is for an optimizer by name"),
         ([P], torch.optim.SGD, None, "must be a name or an optimizer"),
+        ([P], "sgd", 0.1, "optimizer_params: must be a dict of hyperparameters by name, got 0.1"),
         (P, "sgd", {}, "params: must be a module or its parameters"),
         (["P"], "sgd", {}, "parameter 0 must be a parameter, got str"),
         ([], "sgd", {}, "params: there are none"),

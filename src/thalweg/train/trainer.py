@@ -79,6 +79,9 @@ _STYLES = {
     "lars": _Style({"eta": "trust_coefficient"}, {"momentum": 0.0}),
 }
 
+# What a file of states has.
+_STATES = {"optimizer", "state", "num_update", "learning_rate", "shapes"}
+
 
 class Trainer:
     """Takes an optimizer's steps by gradients of sums over batches, as Gluon's (Apache MXNet) does.
@@ -123,6 +126,11 @@ class Trainer:
         optimizer_params: Mapping[str, Any] | None = None,
     ) -> None:
         self._params = _named(params)
+        if not isinstance(optimizer_params, Mapping | None):
+            raise FitError(
+                "optimizer_params",
+                f"must be a dict of hyperparameters by name, got {optimizer_params!r}",
+            )
         given = dict(optimizer_params or {})
         self.num_update = 0
         self._rescale_grad = positive("rescale_grad", given.pop("rescale_grad", 1.0))
@@ -142,6 +150,11 @@ class Trainer:
                 "of a Trainer does not; call optimizer.step(closure) without one",
             )
         self._lr = self.learning_rate
+        # Groups keep their rates' proportions, as parameters with an lr_mult do there.
+        self._mults = [
+            float(group["lr"]) / self._lr if self._lr else 1.0
+            for group in self.optimizer.param_groups
+        ]
         if self._scheduler is not None:
             _check_scheduler(self._scheduler)
             if hasattr(self._scheduler, "base_lr") and {"learning_rate", "lr"} & given.keys():
@@ -155,6 +168,8 @@ class Trainer:
 
     def set_learning_rate(self, lr: float) -> None:
         """Take this learning rate from the next step on.
+
+        It is that of the first group of parameters; those of others keep their proportions to it.
 
         Raises:
             FitError: if a schedule sets it, or it is not in [0, inf).
@@ -242,6 +257,7 @@ class Trainer:
             "state": self.optimizer.state_dict(),
             "num_update": self.num_update,
             "learning_rate": self._lr,
+            "shapes": self._shapes(),
         }
         with whole(fname) as temporary:
             torch.save(states, temporary)
@@ -255,22 +271,34 @@ class Trainer:
         """
         try:
             states = torch.load(fname, map_location="cpu", weights_only=True)
-            name, state = states["optimizer"], states["state"]
-            num_update, lr = states["num_update"], states["learning_rate"]
+            if not isinstance(states, dict) or states.keys() != _STATES:
+                raise TypeError("it has something else in it")
         except (UnpicklingError, RuntimeError, TypeError, KeyError, EOFError) as error:
             raise FitError(
                 "fname", f"{fname} was not written by Trainer.save_states: {first_line(error)}"
             ) from error
+        name, state = states["optimizer"], states["state"]
         own = type(self.optimizer).__name__
         if name != own:
             raise FitError(
                 "fname", f"{fname} has the states of {name}, and this trainer's is {own}"
             )
+        if states["shapes"] != self._shapes():
+            raise FitError(
+                "fname",
+                f"{fname} does not fit this trainer: it is of parameters of shapes "
+                f"{states['shapes']}, and these have {self._shapes()}",
+            )
         try:
             self.optimizer.load_state_dict(state)
         except ValueError as error:
             raise FitError("fname", f"{fname} does not fit this trainer: {error}") from error
-        self.num_update, self._lr = num_update, lr
+        self.num_update, self._lr = states["num_update"], states["learning_rate"]
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of the parameters, in the order that their states have."""
+        groups = self.optimizer.param_groups
+        return [tuple(p.shape) for group in groups for p in group["params"]]
 
     def _trained(self) -> list[Tensor]:
         return [p for p in self._params.values() if p.requires_grad]
@@ -293,11 +321,11 @@ class Trainer:
         return _rate("lr_scheduler", scheduler(update))
 
     def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
+        for group, mult in zip(self.optimizer.param_groups, self._mults, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
+                group["lr"].fill_(mult * lr)
             else:
-                group["lr"] = lr
+                group["lr"] = mult * lr
 
 
 def _rate(argument: str, lr: Any) -> float:
