@@ -178,6 +178,22 @@ def test_an_optimizer_and_distributed_data_parallel_take_it_as_any_other(pairs, 
     torch.testing.assert_close(hybrid.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_graph_can_be_kept_and_gives_no_gradients_of_gradients(pairs):
+    hybrid, plain = pairs[mlp]
+    x = torch.randn(32, 6)
+    for model in (hybrid, plain):
+        model.zero_grad()
+        value = model(x).square().sum()
+        value.backward(retain_graph=True)
+        value.backward()
+    for p, q in zip(hybrid.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(hybrid(leaf).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        slope.square().sum().backward()
+
+
 def test_autocast(pairs):
     hybrid, plain = pairs[mlp]
     x = torch.randn(32, 6)
@@ -403,6 +419,8 @@ def test_what_cannot_be_exported_or_read_is_refused(tmp_path):
 def test_what_is_no_module_or_is_wrapped_already_is_refused():
     with pytest.raises(FitError, match=r"must be a torch\.nn\.Module, got int"):
         hybridize(3)
+    with pytest.raises(FitError, match="this ModuleList has no forward"):
+        hybridize(nn.ModuleList([mlp()]))
     with pytest.raises(FitError, match=r"first: DataParallel\(hybridize\(model\)\)"):
         hybridize(nn.DataParallel(mlp()))
     with pytest.raises(FitError, match="the OptimizedModule is compiled already"):

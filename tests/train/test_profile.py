@@ -303,12 +303,6 @@ def test_waiting_for_data_is_data():
     assert found["data"] > sum(found.values()) / 2
 
 
-def test_turns_count_the_samples_of_ragged_epochs(threads):
-    running = Running(task_of(mlp), Recipe(batch_size=32), CPU, 1)
-    # 32, 32, 32 and 4 samples an epoch.
-    assert [running._seen(n) for n in (0, 1, 4, 6, 8)] == [0, 32, 100, 164, 200]
-
-
 def test_each_turn_begins_with_the_initial_weights(threads):
     running = Running(task_of(mlp), Recipe(optimizer="sgd", lr=0.5), CPU, 1)
     torch.manual_seed(Recipe().seed)
@@ -429,9 +423,29 @@ def test_what_is_set_already_is_not_tried():
     assert 1 not in [c.threads for c in found]
 
 
+def test_samples_are_those_of_the_batches_that_were_taken():
+    running = Running(task_of(mlp, samples=3, batch_size=2), Recipe(), CPU, 1)
+    running.turn = lambda: float(len(running.engine.advance(1)))  # a second
+    running.turn_steps = 1
+    speeds = [running.speed() for _ in range(2)]
+    running.engine.window()
+    assert [running.speed() for _ in range(2)] == speeds[::-1]
+    assert sorted(speeds) == [1, 2]
+
+
+def test_a_model_is_compiled_for_the_last_batch_before_it_is_timed():
+    task = task_of(lambda: nn.Linear(8, 4), samples=4 * 1000 + 3, batch_size=4)
+    running = Running(task, Recipe(hybridize=True), CPU, 1)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    running.engine.advance(1000)
+    assert running.engine.epoch == 2
+    assert running.engine.model.reason is None
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
 def one(kind, gain, low, high, caution="", **fields):
     change = Change(kind, f"{kind} {gain}", fields, caution=caution)
-    return Tried(change, Gain(gain, low, high, 1000 * (1 + gain)))
+    return Tried(change, Gain(gain, low, high))
 
 
 def test_what_is_within_the_noise_is_none():
@@ -504,6 +518,8 @@ def test_each_change_was_tried_or_says_why_not(found):
     assert changes.loc["batch_size", "gain"] > 0.3
     assert changes.loc["nothing", "verdict"] == "none"
     assert found.changes["gain"].dropna().is_monotonic_decreasing
+    speeds = found.changes["samples_per_second"] / found.samples_per_second
+    np.testing.assert_allclose(speeds, 1 + found.changes["gain"])
     untried = changes.loc["hybridize"]
     assert untried["verdict"] == "not tried"
     assert "test_profile.py" in untried["reason"]

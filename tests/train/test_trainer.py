@@ -415,7 +415,7 @@ def test_states_of_anything_else_are_refused(tmp_path):
         trainer.load_states(tmp_path / "three")
     for other in (torch.ones(2), None, [1], {"optimizer": "Adam", "state": 3}):
         torch.save(other, tmp_path / "other")
-        with pytest.raises(FitError, match="other was not written by Trainer.save_states"):
+        with pytest.raises(FitError, match=r"other was not written by Trainer\.save_states"):
             trainer.load_states(tmp_path / "other")
     with pytest.raises(FileNotFoundError):
         trainer.load_states(tmp_path / "nothing")

@@ -139,6 +139,8 @@ def hybridize(model: nn.Module, active: bool = True) -> nn.Module:
     that was taken as fixed: a dtype, a hook, a module's setting.
 
     Outputs and gradients are those of plain Python within rounding, random numbers included.
+    Compiled code has no gradients of gradients: asking for them raises torch's RuntimeError; make
+    the module plain again for these.
 
     Where no compiler is found, or the code cannot be compiled as one whole (it prints, leaves
     PyTorch, or takes a branch by the value of a tensor), the module runs as plain Python from
@@ -162,10 +164,13 @@ def hybridize(model: nn.Module, active: bool = True) -> nn.Module:
     if isinstance(model, Hybrid) or not active:
         return model
     _check(model)
-    # Else hooks that are added later would not be called.
     import torch._dynamo
+    import torch._functorch.config
 
+    # Else hooks that are added later would not be called, and no graph could be kept for a second
+    # backward pass.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
+    torch._functorch.config.donated_buffer = False
     own.__class__ = _class(own.__class__)
     own._hybrid = _Compiled()
     return model
@@ -202,6 +207,8 @@ def _check(model: Any) -> None:
         model._compiled_call_impl is not None
     ):
         raise FitError("model", f"the {kind} is compiled already; give the module as it was before")
+    if type(model).forward is nn.Module.forward:
+        raise FitError("model", f"this {kind} has no forward; hybridize what is called")
     if "forward" in vars(model):
         raise FitError(
             "model",

@@ -111,7 +111,8 @@ class Profile:
         """What was tried, best first, a row each; what could not be tried last.
 
         ``change, kind, gain, low, high, samples_per_second, once, verdict, caution, reason``: gains
-        as shares of samples a second, with NaN where there is none; ``verdict`` is "faster",
+        as shares of samples a second, which are those of the present setting times as much, with
+        NaN where there is none; ``verdict`` is "faster",
         "slower", "none" or "not tried".
         """
         rows = []
@@ -124,7 +125,7 @@ class Profile:
                     "gain": g.gain if g else math.nan,
                     "low": g.low if g else math.nan,
                     "high": g.high if g else math.nan,
-                    "samples_per_second": g.samples_per_second if g else math.nan,
+                    "samples_per_second": self.samples_per_second * (1 + g.gain) if g else math.nan,
                     "once": one.once,
                     "verdict": one.verdict(self.threshold),
                     "caution": one.change.caution,

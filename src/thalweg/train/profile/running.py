@@ -7,6 +7,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
+from torch.utils._pytree import tree_map
 
 from thalweg.tasks import Task
 from thalweg.train.engine import Engine
@@ -31,13 +32,11 @@ class Gain:
         gain: samples a second more, as a share: 0.5 is half as many more; the median over rounds.
         low, high: its interval, by the order of the rounds, whatever their distribution: the second
             and the eighth of nine (96 %), or the first and last of five (94 %).
-        samples_per_second: of the faster or slower one, in the median.
     """
 
     gain: float
     low: float
     high: float
-    samples_per_second: float
 
 
 class Running:
@@ -50,8 +49,8 @@ class Running:
         threads: that torch has meanwhile.
         device: where.
         pace: seconds of a step, roughly.
-        once: seconds until two steps were taken, building and compiling included, beyond what two
-            steps take from then on.
+        once: seconds until two steps were taken, building and compiling included, that for a
+            smaller last batch of an epoch too, beyond what two steps take from then on.
         turn_steps: of a turn.
     """
 
@@ -60,10 +59,12 @@ class Running:
         self.device, self.threads = device, threads
         start = perf_counter()
         self.engine = Engine(task, recipe, STEPS, ranks=Ranks(0, 1, device))
-        self._samples, self._size = len(task.train), recipe.batch_size or task.batch_size
+        last = len(task.train) % (recipe.batch_size or task.batch_size)
         self._start = {k: v.clone() for k, v in self.engine.module.state_dict().items()}
         try:
             self._took(2)
+            if recipe.hybridize and last:
+                self._see(last)
         except BaseException:
             self.engine.close()
             raise
@@ -94,8 +95,14 @@ class Running:
     def speed(self) -> float:
         """Samples a second of a turn."""
         seconds = self.turn() * self.turn_steps
-        now = self.engine.step
-        return (self._seen(now) - self._seen(now - self.turn_steps)) / seconds
+        return sum(self.engine.samples) / seconds
+
+    def _see(self, rows: int) -> None:
+        """Have the model compiled for batches of so many samples too."""
+        x, y, _ = self.engine.window()[0]
+        x, y = tree_map(lambda t: t[:rows], (x, y))
+        self.engine.taken.loss(x, y).backward()  # type: ignore[no-untyped-call]
+        self.engine.taken.forget()
 
     def _took(self, steps: int, mark: Mark = unmarked) -> float:
         wait(self.device)
@@ -104,11 +111,6 @@ class Running:
         self.engine.advance(steps, mark)
         wait(self.device)
         return (perf_counter() - start) / steps
-
-    def _seen(self, steps: int) -> int:
-        """Samples of so many steps; the last of an epoch may have fewer."""
-        epochs, rest = divmod(steps, self.engine.steps_per_epoch)
-        return epochs * self._samples + rest * self._size
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def running(task: Task, recipe: Recipe, device: torch.device, threads: int) -> I
 def gain_of(present: Running, other: Running) -> Gain:
     """What another setting gains over the present one, both in turns."""
     rounds = min(present.rounds, other.rounds)
-    ratios, speeds = [], []
+    ratios = []
     for i in range(rounds):
         if i % 2:
             before = present.speed()
@@ -133,7 +135,6 @@ def gain_of(present: Running, other: Running) -> Gain:
             after = other.speed()
             before = present.speed()
         ratios.append(after / before)
-        speeds.append(after)
     ratios.sort()
     cut = 1 if rounds == ROUNDS else 0
-    return Gain(median(ratios) - 1, ratios[cut] - 1, ratios[-1 - cut] - 1, median(speeds))
+    return Gain(median(ratios) - 1, ratios[cut] - 1, ratios[-1 - cut] - 1)
