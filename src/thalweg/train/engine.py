@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.tasks import Split, Task
+from thalweg.train.arguments import FitError
 from thalweg.train.batches import (
     Batches,
     InMemory,
@@ -28,7 +29,7 @@ from thalweg.train.step import Mark, Share, Step, in_precision, unmarked
 __all__ = ["Engine"]
 
 RESIDENT = 0.25  # of a GPU's free memory, that a data set may take for good
-AHEAD = 2  # batches in flight, where they are not at hand
+AHEAD = 2  # batches in flight, where it pays by default
 
 
 class Engine:
@@ -75,7 +76,7 @@ class Engine:
         if ranks.rank:  # or all would drop the same units
             seed_all(recipe.seed + ranks.rank)
         self._batches: Batches = self._source(loader)
-        self._depth = AHEAD if loader is not None or self._is_copied() else 0
+        self._depth = AHEAD if self._is_made_elsewhere(loader) else 0
         if recipe.prefetch is not None:
             self._depth = recipe.prefetch
         self.steps_per_epoch = -(-self._batches.count // recipe.accumulate)
@@ -111,8 +112,14 @@ class Engine:
         size = self._recipe.batch_size or self._task.batch_size
         return InMemory(split, size, self._recipe.seed)
 
-    def _is_copied(self) -> bool:
-        """Whether batches have to be brought to the device."""
+    def _is_made_elsewhere(self, loader: Iterable[Pair] | None) -> bool:
+        """Whether batches can be made ahead without a say in what is drawn at random here.
+
+        A loader without processes of its own may draw from the global random states, which dropout
+        draws from too: ahead of it, or in a thread beside it, a seed would not give the same again.
+        """
+        if loader is not None:
+            return getattr(loader, "num_workers", 0) > 0
         batches, device = self._batches, self.ranks.device
         return isinstance(batches, InMemory) and batches.device.type != device.type
 
@@ -230,12 +237,25 @@ class Engine:
             "step": self.step,
             "epoch": self.epoch,
             "used": self._used,
+            "count": self._batches.count,
             "batches": self._batches.state(),
             "random": self.ranks.all_of(random_state()),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from such a state, of any number of ranks, at this recipe's learning rates."""
+        """Go on from such a state, of any number of ranks, at this recipe's learning rates.
+
+        Raises:
+            FitError: if its batches came from elsewhere, or were another number an epoch.
+        """
+        self._batches.load(state["batches"])
+        if state["count"] != self._batches.count:
+            raise FitError(
+                "loader" if isinstance(self._batches, Loaded) else "batch_size",
+                f"an epoch of this training has {state['count']:,} batches and would now have "
+                f"{self._batches.count:,}; train in batches as before, or begin another training "
+                f"in another folder",
+            )
         self.ranks.load_model(self.module, state["model"])
         # What a state dictionary holds may become the optimizer's own.
         self.ranks.load_optimizer(self.made.optimizer, copy.deepcopy(state["optimizer"]))
@@ -245,7 +265,6 @@ class Engine:
         if self.taken.scaler is not None and state["scaler"]:
             self.taken.scaler.load_state_dict(state["scaler"])
         self.step, self.epoch = state["step"], state["epoch"]
-        self._batches.load(state["batches"])
         if len(state["random"]) == self.ranks.size:
             set_random_state(state["random"][self.ranks.rank])
         self._open.close()

@@ -16,6 +16,7 @@ from platform import node
 from socket import if_nameindex
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -319,6 +320,8 @@ def _broadcast(t: Tensor) -> None:
 
 def _whole(state: Any) -> Any:
     def copied(t: Any) -> Any:
+        if isinstance(t, np.generic):  # which is not read again as a plain value is
+            return t.item()
         if not isinstance(t, Tensor):
             return copy.copy(t)
         return (t.full_tensor() if is_sharded(t) else t).detach().to("cpu", copy=True)
