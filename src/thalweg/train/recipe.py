@@ -41,7 +41,8 @@ class Recipe:
         ema_decay: of an average of the weights, which is then what is evaluated and kept.
         precision: of forward passes: "float32", "bfloat16", or "float16" with a scaled loss.
         hybridize: whether the model is compiled.
-        prefetch: batches that are prepared in the background; None for as many as pay.
+        prefetch: batches that are prepared in the background; None for as many as pay and change
+            nothing.
         seed: of initial weights, order of batches and dropout.
     """
 
