@@ -530,6 +530,22 @@ def stopped(_):
     raise Stop
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: torch.optim.LBFGS(p, lr=0.1), lambda p: optim.SAM(optim.SGD(p, lr=0.02))],
+    ids=["LBFGS", "SAM"],
+)
+def test_what_evaluates_the_gradient_itself_has_it_as_it_is(make):
+    """Neither scaled nor clipped, so that both are refused; else it trains."""
+    task = plain(batch_size=101)
+    losses = thalweg.fit(task, optimizer=make, epochs=4).history["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    for argument, value in (("precision", "float16"), ("clip_norm", 1.0), ("clip_value", 1.0)):
+        with pytest.raises(thalweg.FitError) as caught:
+            thalweg.fit(plain(), optimizer=make, epochs=1, **{argument: value})
+        assert caught.value.argument == argument
+
+
 def test_another_argument_of_an_optimizer_is_named():
     with pytest.raises(thalweg.FitError, match="did you mean weight_decay"):
         thalweg.fit("wine", weight_decai=0.1)
@@ -544,6 +560,8 @@ def test_does_not_take_one_training_for_another(tmp_path):
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(thalweg.FitError, match="has a training already"):
         thalweg.fit("wine", out=tmp_path)
+    with pytest.raises(thalweg.FitError, match="give one of them"):
+        thalweg.fit("wine", out=tmp_path, overwrite=True, resume=True)
     with pytest.raises(thalweg.FitError, match="other data, another model"):
         thalweg.fit("digits", out=tmp_path, resume=True)
     for argument, value in (("optimizer", "sgd"), ("batch_size", 8), ("seed", 1)):

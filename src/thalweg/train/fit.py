@@ -139,6 +139,8 @@ def fit(
     given = {name: _python(value) for name, value in given.items() if value is not None}
     folder = None if out is None else Path(out)
     _check_folder(folder, needed={"resume": resume, "tensorboard": tensorboard})
+    if resume and overwrite:
+        raise FitError("overwrite", "begins anew, and resume goes on; give one of them")
     every = positive("checkpoint_every", checkpoint_every)
     device_of(device)
     again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
