@@ -157,7 +157,7 @@ PARTS: dict[str, tuple[str, str, str, Callable[[], list[Row] | str]]] = {
     "engine": ("Training one model", "engine", "otherwise", _engine),
     "hybrid": ("A model compiled whole", "hybridized", "plain", _hybrid),
     "prefetch": ("Batches made in the background", "prefetched", "one after the other", _prefetch),
-    "parallel": ("Several at once", "at once", "one after the other", _parallel),
+    "parallel": ("Two ranks, and independent work at once", "at once", "in turn", _parallel),
     "gpu": ("One optimizer step on a GPU against torch.optim", "thalweg", "torch", _gpu),
     # Last, because JAX's threads stay.
     "jax": ("Replicas against JAX with optax, `jit(vmap(scan))`", "thalweg", "JAX", _jax),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thalweg.train import DivergenceError, FitError, FitResult
     from thalweg.train.background import waitall
     from thalweg.train.fit import fit
-    from thalweg.train.hybrid import hybridize
+    from thalweg.train.hybrid import Hybrid, hybridize, load_exported
     from thalweg.train.prefetch import prefetch
     from thalweg.train.profile import Profile, profile
     from thalweg.train.trainer import Trainer
@@ -45,6 +45,7 @@ __all__ = [
     "Fit",
     "FitError",
     "FitResult",
+    "Hybrid",
     "LRRange",
     "LandscapeError",
     "Loss",
@@ -69,6 +70,7 @@ __all__ = [
     "images",
     "landscape",
     "largest_batch",
+    "load_exported",
     "lr_range_test",
     "noise_scale",
     "optim",
@@ -103,7 +105,7 @@ _HOMES = {
     **dict.fromkeys(("DivergenceError", "FitError", "FitResult", "fit"), "thalweg.train"),
     **dict.fromkeys(("Profile", "profile"), "thalweg.train.profile"),
     "Trainer": "thalweg.train.trainer",
-    "hybridize": "thalweg.train.hybrid",
+    **dict.fromkeys(("Hybrid", "hybridize", "load_exported"), "thalweg.train.hybrid"),
     "prefetch": "thalweg.train.prefetch",
     "waitall": "thalweg.train.background",
     "LandscapeError": "thalweg.landscape.arguments",

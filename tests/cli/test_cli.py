@@ -56,7 +56,10 @@ def test_json_is_all_there_is_on_standard_output(tmp_path):
     ("arguments", "message"),
     [
         (["minst"], "TASK: there is no task 'minst'; there are digits"),
-        (["digits", "--optimizers", "adam,adamm"], "--optimizers: there is no 'adamm'; choose"),
+        (
+            ["digits", "--optimizers", "adam,adamm"],
+            "--optimizers: there is no 'adamm'; did you mean",
+        ),
         (["digits", "--lr", "1:2"], "--lr: '1:2' is no range"),
         (["digits", "--lr", "-1"], "--lr: must be above 0, got '-1'"),
         (["digits", "--seeds", "0"], "--seeds: must be a whole number of at least 1, got 0"),

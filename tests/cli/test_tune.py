@@ -107,7 +107,7 @@ def test_lr_of_a_table(table, run):
     ("arguments", "message"),
     [
         (["wines"], "TASK"),
-        (["wine", "--optimizers", "adm"], "--optimizers: there is no 'adm'; choose from sgd, "),
+        (["wine", "--optimizers", "adm"], "--optimizers: there is no 'adm'; did you mean adam"),
         (["wine", "--optimizers", ","], "--optimizers: none given"),
         (["wine", "--low", "0"], "--low, --high: rates must be positive and finite, got 0 and"),
         (["wine", "--low", "nan"], "--low, --high: rates must be positive and finite, got nan"),
@@ -190,7 +190,7 @@ def test_batch_as_json(here, run):
     ("arguments", "message"),
     [
         (["wines"], "TASK"),
-        (["wine", "--optimizer", "adm"], "--optimizer: there is no 'adm'; choose from sgd, "),
+        (["wine", "--optimizer", "adm"], "--optimizer: there is no 'adm'; did you mean adam"),
         (["wine", "--sizes", "8"], "--sizes: give at least two to compare, got [8]"),
         (["wine", "--sizes", "8,x"], "--sizes: '8,x' is no list of whole numbers from 1; write"),
         (["wine", "--sizes", "0,8"], "--sizes: '0,8' is no list of whole numbers from 1; write"),

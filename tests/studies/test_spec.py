@@ -64,7 +64,7 @@ def test_steps_instead_of_epochs():
 @pytest.mark.parametrize(
     ("argument", "values", "message"),
     [
-        ("optimizers", {"optimizers": ["adam", "adamm"]}, r"no 'adamm'; choose from sgd, momentum"),
+        ("optimizers", {"optimizers": ["adam", "adamm"]}, r"no 'adamm'; did you mean adam"),
         ("optimizers", {"optimizers": []}, "none given"),
         ("lr", {"lr": "1e-4:1"}, r"'1e-4:1' is no range; write low:high:count"),
         ("lr", {"lr": "1e-4:1:1"}, "count of at least 2"),

@@ -226,7 +226,7 @@ def test_the_process_ends_without_ado(end, code):
 
 
 def test_a_source_that_hangs_does_not_hang_who_leaves(monkeypatch):
-    monkeypatch.setattr("thalweg.train.prefetch.PATIENCE", 0.05)
+    monkeypatch.setattr(sys.modules["thalweg.train.prefetch"], "PATIENCE", 0.05)
     go_on = threading.Event()
 
     def batches():

@@ -400,8 +400,8 @@ P = nn.Parameter(torch.zeros(2))
 @pytest.mark.parametrize(
     ("params", "optimizer", "hyper", "message"),
     [
-        ([P], "adma", {}, r"there is none named 'adma'; did you mean adamax or adan or adam\?"),
-        ([P], "ftrl", {}, "there is none named 'ftrl'; "),
+        ([P], "adma", {}, r"there is no 'adma'; did you mean adam"),
+        ([P], "ftrl", {}, "there is no 'ftrl'; "),
         (
             [P],
             "adam",

@@ -210,7 +210,7 @@ def test_random_states_are_left_alone():
     ("arguments", "argument", "problem"),
     [
         ({"task": 3}, "task", "must be a name or a thalweg.Task, got 3"),
-        ({"optimizer": "adm"}, "optimizer", "there is no 'adm'; choose from sgd, "),
+        ({"optimizer": "adm"}, "optimizer", "there is no 'adm'; did you mean adam"),
         ({"lr": 0}, "lr", "must be positive and finite, got 0"),
         ({"lr": math.nan}, "lr", "must be positive and finite, got nan"),
         ({"lr": "fast"}, "lr", "must be positive and finite, got 'fast'"),

@@ -316,7 +316,7 @@ def test_twice_is_the_same():
         ({"device": "gpu"}, "device", "must be cpu or cuda, got 'gpu'"),
         ({"device": 3.5}, "device", "must be cpu or cuda, got 3.5"),
         ({"device": "cuda:99"}, "device", "torch finds "),
-        ({"optimizer": "adm"}, "optimizer", "there is no 'adm'; choose from sgd, "),
+        ({"optimizer": "adm"}, "optimizer", "there is no 'adm'; did you mean adam"),
         ({"optimizer": ""}, "optimizer", "there is no ''; choose from sgd, "),
         ({"optimizer": 3}, "optimizer", "must be a name, a rule or its class, got 3"),
         ({"optimizer": torch.optim.SGD}, "optimizer", "must be a name, a rule or its class, got"),

@@ -11,6 +11,7 @@ import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
 from thalweg.cli.training import (
+    Device,
     Line,
     compiling,
     keep_memory,
@@ -55,7 +56,7 @@ def batch(
             help="Largest batch to try in memory. By default the training samples.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     db: Annotated[
         str, typer.Option(help="SQLite file, or database URL, that keeps the record.")
     ] = "thalweg.db",

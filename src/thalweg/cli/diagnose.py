@@ -9,7 +9,11 @@ import typer
 
 from thalweg.cli.data import DataOptions, option_of, print_columns, takes_data
 from thalweg.cli.training import (
+    BatchSize,
     Doing,
+    LossName,
+    Rate,
+    ScheduleText,
     compiling,
     keep_memory,
     leaving_at_once,
@@ -42,24 +46,14 @@ def diagnose(
     optimizer: Annotated[
         str, typer.Option(help="Its name; `thalweg optimizers` lists them.")
     ] = "adam",
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate. By default the middle of the optimizer's usual ones."),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="What the rate follows: cosine; `thalweg schedules` shows them all."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step. By default the task's, mostly 32.")
-    ] = None,
+    lr: Rate = None,
+    schedule: ScheduleText = None,
+    batch_size: BatchSize = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Of every training. By default 30, or fewer where that takes minutes."),
     ] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="A loss by name, in place of the task's.")
-    ] = None,
+    loss: LossName = None,
     seeds: Annotated[int, typer.Option(help="Runs of every setting, which train together.")] = 4,
     out: Annotated[
         Path | None, typer.Option(help="The page. By default thalweg-diagnose-TASK.html.")

@@ -10,7 +10,16 @@ import typer
 
 from thalweg.alive import is_first, speaks
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
-from thalweg.cli.training import compiling, keep_memory, leaving_at_once, refuse
+from thalweg.cli.training import (
+    Device,
+    LossName,
+    Rate,
+    ScheduleText,
+    compiling,
+    keep_memory,
+    leaving_at_once,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from thalweg.tasks import Task
@@ -38,14 +47,8 @@ def fit(
             "`thalweg optimizers` lists them. By default adam."
         ),
     ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate. By default the middle of the optimizer's usual ones."),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="What the rate follows: warmup+cosine; `thalweg schedules` shows all."),
-    ] = None,
+    lr: Rate = None,
+    schedule: ScheduleText = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Samples a batch, of all processes together. By default the task's."),
@@ -53,9 +56,7 @@ def fit(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training data. 30 by default.")
     ] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="A loss by name, in place of the task's.")
-    ] = None,
+    loss: LossName = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Batches a step, whose samples count alike.")
     ] = None,
@@ -84,7 +85,7 @@ def fit(
     seed: Annotated[
         int | None, typer.Option(help="Of initial weights, order of batches and dropout.")
     ] = None,
-    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     shard: Annotated[
         bool, typer.Option("--shard", help="Each process keeps its part of the weights (FSDP2).")
     ] = False,

@@ -11,6 +11,8 @@ import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
 from thalweg.cli.training import (
+    BatchSize,
+    Device,
     compiling,
     keep_memory,
     leaving_at_once,
@@ -48,16 +50,14 @@ def lr(
         str, typer.Option(help="How the rate rises: exponential or linear.")
     ] = "exponential",
     seeds: Annotated[int, typer.Option(help="Runs, which train together.")] = 8,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step. By default the task's, mostly 32.")
-    ] = None,
+    batch_size: BatchSize = None,
     check: Annotated[
         bool,
         typer.Option(
             "--check/--no-check", help="Train with the rates around the suggestion to check it."
         ),
     ] = True,
-    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     out: Annotated[
         Path | None, typer.Option(help="The page. By default thalweg-lr-TASK.html.")
     ] = None,

@@ -9,7 +9,10 @@ import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, takes_data
 from thalweg.cli.training import (
+    BatchSize,
+    Device,
     Doing,
+    Rate,
     keep_memory,
     leaving_at_once,
     refuse,
@@ -35,17 +38,12 @@ def profile(
             "torch.Adam."
         ),
     ] = "adam",
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate. By default the middle of the optimizer's usual ones."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step. By default the task's, mostly 32.")
-    ] = None,
+    lr: Rate = None,
+    batch_size: BatchSize = None,
     precision: Annotated[
         str, typer.Option(help="Of forward passes: float32, bfloat16, float16.")
     ] = "float32",
-    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     out: Annotated[
         Path | None, typer.Option(help="The page. By default thalweg-profile-TASK.html.")
     ] = None,

@@ -11,6 +11,7 @@ import typer
 
 from thalweg.cli.data import DataOptions, TaskName, option_of, print_columns, sentence, takes_data
 from thalweg.cli.training import (
+    Device,
     Line,
     compiling,
     keep_memory,
@@ -106,7 +107,7 @@ def study(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from thalweg.studies import Progress
 
 __all__ = [
+    "BatchSize",
+    "Device",
     "Doing",
     "Line",
+    "LossName",
+    "Rate",
+    "ScheduleText",
     "compiling",
     "keep_memory",
     "leaving_at_once",
@@ -26,6 +31,23 @@ __all__ = [
     "refuse",
     "refuse_unwritable",
     "write_page",
+]
+
+BatchSize = Annotated[
+    int | None, typer.Option(help="Samples a step. By default the task's, mostly 32.")
+]
+Device = Annotated[str, typer.Option(help="As torch names it: cpu, cuda.")]
+LossName = Annotated[str | None, typer.Option(help="A loss by name, in place of the task's.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Learning rate. By default the middle of the optimizer's usual ones."),
+]
+ScheduleText = Annotated[
+    str | None,
+    typer.Option(
+        help="What the rate follows: cosine, warmup:steps=5%+cosine; `thalweg schedules` shows "
+        "them all."
+    ),
 ]
 
 

@@ -4,8 +4,9 @@ from functools import partial
 
 from thalweg import errors
 from thalweg.errors import ArgumentError
+from thalweg.optim import registry
 
-__all__ = ["DiagnosisError", "positive", "seeds_of", "whole"]
+__all__ = ["DiagnosisError", "entry_of", "positive", "seeds_of", "whole"]
 
 
 class DiagnosisError(ArgumentError):
@@ -15,3 +16,4 @@ class DiagnosisError(ArgumentError):
 whole = partial(errors.whole, error=DiagnosisError)
 positive = partial(errors.positive, error=DiagnosisError)
 seeds_of = partial(errors.seeds_of, error=DiagnosisError)
+entry_of = partial(registry.entry_of, error=DiagnosisError)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from thalweg.diagnosis.arguments import DiagnosisError, positive, seeds_of, whole
+from thalweg.diagnosis.arguments import DiagnosisError, entry_of, positive, seeds_of, whole
 from thalweg.diagnosis.case import Case, Suspicion, Trial
 from thalweg.diagnosis.causes import CAUSES, HEALTHY, IN_LAYERS
 from thalweg.diagnosis.changes import cleaned, from_weights, judged
@@ -19,7 +19,7 @@ from thalweg.diagnosis.scale import Effect, Scale, effect, scale_of
 from thalweg.diagnosis.setting import FEWEST, Array, Outcome, Setting, flushed, outcomes, possible
 from thalweg.landscape.flow import trained_under_watch
 from thalweg.numbers import number
-from thalweg.optim.registry import OPTIMIZERS
+from thalweg.optim.registry import Named
 from thalweg.replicas import Programs, Replica, Training
 from thalweg.schedules import Schedule
 from thalweg.studies.intervals import shown
@@ -27,7 +27,6 @@ from thalweg.studies.sound import sound
 from thalweg.tasks import Task, load
 from thalweg.tasks.data import nonfinite_taken
 from thalweg.tasks.trial import NonFiniteError, first_batch
-from thalweg.tune.arguments import Named, named
 
 __all__ = ["diagnose"]
 
@@ -109,7 +108,7 @@ def diagnose(
     progress("watching activations and gradients")
     flow = trained_under_watch(
         setting.task,
-        named(optimizer),
+        entry_of(optimizer).name,
         setting.lr,
         steps=min(WATCHED, setting.budget.steps),
         seed=chosen[0],
@@ -167,7 +166,7 @@ def _setting(
         raise DiagnosisError("task", f"must be a thalweg.Task or its name, got {given!r}")
     if loss is not None:
         given = given.with_loss(loss)
-    entry = OPTIMIZERS[named(optimizer)]
+    entry = entry_of(optimizer)
     rate = entry.rule.usual_lr if lr is None else positive("lr", lr)
     size = given.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(given.train):

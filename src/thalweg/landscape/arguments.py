@@ -8,8 +8,17 @@ import numpy as np
 
 from thalweg import errors
 from thalweg.errors import ArgumentError
+from thalweg.optim import registry
 
-__all__ = ["LandscapeError", "not_negative", "positive", "seed_of", "seeds_of", "whole"]
+__all__ = [
+    "LandscapeError",
+    "entry_of",
+    "not_negative",
+    "positive",
+    "seed_of",
+    "seeds_of",
+    "whole",
+]
 
 
 class LandscapeError(ArgumentError):
@@ -19,6 +28,7 @@ class LandscapeError(ArgumentError):
 whole = partial(errors.whole, error=LandscapeError)
 positive = partial(errors.positive, error=LandscapeError)
 seeds_of = partial(errors.seeds_of, error=LandscapeError)
+entry_of = partial(registry.entry_of, error=LandscapeError)
 
 
 def not_negative(argument: str, value: Any) -> float:

@@ -15,8 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from thalweg.landscape.arguments import LandscapeError, positive, whole
-from thalweg.landscape.training_path import entry_of
+from thalweg.landscape.arguments import LandscapeError, entry_of, positive, whole
 from thalweg.replicas.update import Replica, Updates
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def escape(
     Raises:
         LandscapeError: for an argument that cannot be used.
     """
-    entry = entry_of(optimizer, "optimizer")
+    entry = entry_of(optimizer)
     rate = positive("lr", lr)
     levels = [_noise(n) for n in noises]
     if not levels:

@@ -27,9 +27,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from thalweg.landscape.activations import KINDS, RECTIFIERS, kind_of_call
-from thalweg.landscape.arguments import LandscapeError, positive, whole
+from thalweg.landscape.arguments import LandscapeError, entry_of, positive, whole
 from thalweg.landscape.sizes import QUANTILES, SAMPLE, VALUES, Seen, dead, digest, measure
-from thalweg.optim.registry import OPTIMIZERS, key
 from thalweg.tasks import Task
 from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import called
@@ -490,11 +489,7 @@ def trained_under_watch(
     """
     if not isinstance(task, Task):
         raise LandscapeError("task", f"must be a thalweg.Task, got {task!r}")
-    if key(optimizer) not in OPTIMIZERS:
-        raise LandscapeError(
-            "optimizer", f"there is no {optimizer!r}; choose from {', '.join(OPTIMIZERS)}"
-        )
-    entry = OPTIMIZERS[key(optimizer)]
+    entry = entry_of(optimizer)
     rate = entry.rule.usual_lr if lr is None else positive("lr", lr)
     size = task.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(task.train):

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from thalweg.landscape.arguments import LandscapeError, positive, seeds_of, whole
+from thalweg.landscape.arguments import LandscapeError, entry_of, positive, seeds_of, whole
 from thalweg.landscape.spectrum import eigenvalues
 from thalweg.landscape.surface import hessian_at
-from thalweg.landscape.training_path import Array, Weights, entry_of, rate_of, task_of
+from thalweg.landscape.training_path import Array, Weights, rate_of, task_of
 from thalweg.optim.registry import Entry, key
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.replicas.program import build, stack
@@ -121,7 +121,7 @@ def generalisation(
         TaskError: for a task that cannot be trained.
     """
     found = task_of(task)
-    entries = [entry_of(name) for name in dict.fromkeys(map(key, optimizers))]
+    entries = [entry_of(name, "optimizers") for name in dict.fromkeys(map(key, optimizers))]
     sizes = [whole("batch_sizes", size) for size in dict.fromkeys(batch_sizes)]
     chosen, radius = seeds_of(seeds), positive("radius", radius)
     epochs = whole("epochs", epochs)

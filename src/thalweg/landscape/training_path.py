@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TypeAlias
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thalweg.landscape.arguments import LandscapeError, positive, seed_of, whole
-from thalweg.optim.registry import OPTIMIZERS, Entry, key
+from thalweg.landscape.arguments import LandscapeError, entry_of, positive, seed_of, whole
+from thalweg.optim.registry import Entry
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.tasks import Task, load
 from thalweg.tasks.trial import first_batch
@@ -21,7 +20,6 @@ __all__ = [
     "Array",
     "TrainingPath",
     "Weights",
-    "entry_of",
     "parameters_of",
     "rate_of",
     "task_of",
@@ -92,7 +90,8 @@ def training_paths(
     """
     found = task_of(task)
     listed = [optimizers] if isinstance(optimizers, str) else optimizers
-    entries = list({entry.label: entry for entry in map(entry_of, listed)}.values())
+    asked = [entry_of(name, "optimizers") for name in listed]
+    entries = list({entry.label: entry for entry in asked}.values())
     if not entries:
         raise LandscapeError("optimizers", "none given; `thalweg optimizers` lists them")
     seed = seed_of(seed)
@@ -172,15 +171,6 @@ def parameters_of(task: Task) -> tuple[str, ...]:
     """Names of what is trained, in the model's order."""
     with torch.random.fork_rng(devices=[]):
         return tuple(n for n, p in task.model().named_parameters() if p.requires_grad)
-
-
-def entry_of(optimizer: str, argument: str = "optimizers") -> Entry:
-    """An optimizer by its name, which was given as an argument."""
-    if key(optimizer) not in OPTIMIZERS:
-        near = get_close_matches(key(optimizer), OPTIMIZERS, 1)
-        meant = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OPTIMIZERS)}"
-        raise LandscapeError(argument, f"there is no {optimizer!r}; {meant}")
-    return OPTIMIZERS[key(optimizer)]
 
 
 def rate_of(entry: Entry, lr: float | None) -> float:

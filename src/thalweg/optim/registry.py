@@ -6,14 +6,16 @@ this table, and nothing else lists optimizers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
+from thalweg.errors import ArgumentError
 from thalweg.optim import classes
 from thalweg.optim.base import RuleOptimizer, from_rule
 from thalweg.rules.rule import Rule
 
-__all__ = ["BUILT_IN", "MAIN", "OPTIMIZERS", "Entry", "enter", "key"]
+__all__ = ["BUILT_IN", "MAIN", "OPTIMIZERS", "Entry", "Named", "enter", "entry_of", "key"]
 
 # Okabe and Ito's, and black's grey: told apart by the colour-blind too, on white.
 _COLORS = ("#4d4d4d", "#e69f00", "#d55e00", "#009e73", "#56b4e9", "#cc79a7", "#0072b2")
@@ -110,3 +112,32 @@ def enter(own: Rule | type[RuleOptimizer]) -> Entry:
     if found.rule != constructor.rule:
         raise ValueError(f"there is another optimizer named {made.name!r}; rename yours")
     return found
+
+
+# What a person may ask for as an optimizer.
+Named: TypeAlias = str | Rule | type[RuleOptimizer]
+
+
+def entry_of(
+    optimizer: Any, argument: str = "optimizer", error: type[ArgumentError] = ArgumentError
+) -> Entry:
+    """The optimizer that a person means; one of their own is taken in.
+
+    Args:
+        optimizer: what is given as `Named`: its name, a rule, or the class of one.
+        argument: that it was given as.
+        error: what is raised if there is none.
+    """
+    if isinstance(optimizer, str):
+        if found := OPTIMIZERS.get(key(optimizer)):
+            return found
+        near = get_close_matches(key(optimizer), OPTIMIZERS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OPTIMIZERS)}"
+        raise error(argument, f"there is no {optimizer!r}; {meant}")
+    own = isinstance(optimizer, type) and issubclass(optimizer, RuleOptimizer)
+    if not isinstance(optimizer, Rule) and not own:
+        raise error(argument, f"must be a name, a rule or its class, got {optimizer!r}")
+    try:
+        return enter(optimizer)
+    except ValueError as problem:
+        raise error(argument, str(problem)) from None

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from thalweg.optim.base import RuleOptimizer
-from thalweg.optim.registry import BUILT_IN, MAIN, OPTIMIZERS, enter, key
+from thalweg.optim.registry import BUILT_IN, MAIN, OPTIMIZERS, entry_of, key
 from thalweg.replicas import Budget, Factors
 from thalweg.rules import Rule
 from thalweg.rules.code import digest
@@ -361,28 +361,12 @@ def _optimizers(asked: Iterable[Optimizer] | None) -> tuple[str, ...]:
     known = ", ".join(OPTIMIZERS)
     if asked is not None and not isinstance(asked, Iterable):
         raise StudyError("optimizers", f"must be names, got {asked!r}; choose from {known}")
-    chosen = MAIN if asked is None else tuple(dict.fromkeys(map(_named, asked)))
+    if asked is None:
+        return MAIN
+    chosen = dict.fromkeys(entry_of(one, "optimizers", StudyError).name for one in asked)
     if not chosen:
         raise StudyError("optimizers", f"none given; choose from {known}")
-    for name in chosen:
-        if name not in OPTIMIZERS:
-            raise StudyError("optimizers", f"there is no {name!r}; choose from {known}")
-    return chosen
-
-
-def _named(optimizer: Optimizer) -> str:
-    """Name in the registry, which takes in what is one's own."""
-    if isinstance(optimizer, str):
-        return key(optimizer)
-    own = isinstance(optimizer, Rule) or (
-        isinstance(optimizer, type) and issubclass(optimizer, RuleOptimizer)
-    )
-    if not own:
-        raise StudyError("optimizers", f"must be names, rules or their classes, got {optimizer!r}")
-    try:
-        return enter(optimizer).name
-    except ValueError as error:
-        raise StudyError("optimizers", str(error)) from None
+    return tuple(chosen)
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

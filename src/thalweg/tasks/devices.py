@@ -1,5 +1,7 @@
 """Where a task may be trained."""
 
+from typing import Any
+
 import torch
 
 from thalweg.errors import ArgumentError
@@ -7,8 +9,8 @@ from thalweg.errors import ArgumentError
 __all__ = ["device_of"]
 
 
-def device_of(device: str, error: type[ArgumentError] = ArgumentError) -> torch.device:
-    """A device that torch finds here."""
+def device_of(device: Any, error: type[ArgumentError] = ArgumentError) -> torch.device:
+    """A device that torch finds here, of what a person gives as its name."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):

@@ -4,9 +4,10 @@ from functools import partial
 
 from thalweg import errors
 from thalweg.errors import ArgumentError
+from thalweg.optim import registry
 from thalweg.tasks import devices
 
-__all__ = ["FitError", "device_of", "positive", "whole"]
+__all__ = ["FitError", "device_of", "entry_of", "positive", "whole"]
 
 
 class FitError(ArgumentError):
@@ -16,3 +17,4 @@ class FitError(ArgumentError):
 whole = partial(errors.whole, error=FitError)
 positive = partial(errors.positive, error=FitError)
 device_of = partial(devices.device_of, error=FitError)
+entry_of = partial(registry.entry_of, error=FitError)

@@ -76,7 +76,10 @@ class Engine:
         if ranks.rank:  # or all would drop the same units
             seed_all(recipe.seed + ranks.rank)
         self._batches: Batches = self._source(loader)
-        self._depth = AHEAD if self._is_made_elsewhere(loader) else 0
+        # A loader without processes of its own would draw its random numbers beside the model's,
+        # in an order that no seed gives.
+        apart = getattr(loader, "num_workers", 0) > 0
+        self._depth = AHEAD if apart or self._is_copied() else 0
         if recipe.prefetch is not None:
             self._depth = recipe.prefetch
         self.steps_per_epoch = -(-self._batches.count // recipe.accumulate)
@@ -112,14 +115,8 @@ class Engine:
         size = self._recipe.batch_size or self._task.batch_size
         return InMemory(split, size, self._recipe.seed)
 
-    def _is_made_elsewhere(self, loader: Iterable[Pair] | None) -> bool:
-        """Whether batches can be made ahead without a say in what is drawn at random here.
-
-        A loader without processes of its own may draw from the global random states, which dropout
-        draws from too: ahead of it, or in a thread beside it, a seed would not give the same again.
-        """
-        if loader is not None:
-            return getattr(loader, "num_workers", 0) > 0
+    def _is_copied(self) -> bool:
+        """Whether batches have to be brought to the device."""
         batches, device = self._batches, self.ranks.device
         return isinstance(batches, InMemory) and batches.device.type != device.type
 

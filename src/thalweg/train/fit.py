@@ -89,10 +89,9 @@ def fit(
         precision: of forward passes: "float32", "bfloat16" by autocast, or "float16" with the loss
             scaled.
         hybridize: compile the model, as `thalweg.hybridize`.
-        prefetch: batches that are prepared in the background, 0 for none; by default 2 where the
-            processes of a ``DataLoader`` make them or they have to be copied to a GPU. What a
-            loader without processes draws from the global random states then depends on timing, and
-            no seed or resume gives it again.
+        prefetch: batches that are made in the background, 0 for none; by default 2 where a loader
+            has processes of its own, or batches have to be copied to a GPU. A loader that draws
+            random numbers in this process does so beside the model then, and no seed repeats that.
         patience: stop after so many epochs without a better one.
         seed: of initial weights, order of batches and dropout; 0 by default.
         loader: training batches in place of the task's, ``(x, y)``: a ``DataLoader``, whose every

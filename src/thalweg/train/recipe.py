@@ -13,10 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from thalweg.optim import SAM
-from thalweg.optim.registry import OPTIMIZERS, Entry, key
+from thalweg.optim.registry import Entry
 from thalweg.rules.rule import HyperparameterError
 from thalweg.schedules import Schedule, ScheduleError, parse
-from thalweg.train.arguments import FitError, positive, whole
+from thalweg.train.arguments import FitError, entry_of, positive, whole
 from thalweg.train.step import PRECISIONS
 
 __all__ = ["Made", "Maker", "Recipe", "checked", "factors", "make", "typed_optimizer"]
@@ -86,11 +86,7 @@ def typed_optimizer(text: str) -> tuple[Entry, dict[str, Any]]:
         FitError: if there is none of that name, or an argument cannot be read.
     """
     name, *assignments = (word.strip() for word in text.split(":"))
-    entry = OPTIMIZERS.get(key(name))
-    if entry is None:
-        near = get_close_matches(key(name), OPTIMIZERS, 1)
-        meant = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OPTIMIZERS)}"
-        raise FitError("optimizer", f"there is no {name!r}; {meant}")
+    entry = entry_of(name)
     arguments: dict[str, Any] = {}
     for assignment in assignments:
         argument, equals, value = (word.strip() for word in assignment.partition("="))

@@ -17,13 +17,13 @@ from torch.optim import LBFGS, Optimizer
 from thalweg.files import whole
 from thalweg.optim.base import RuleOptimizer
 from thalweg.optim.options import OPTIONS, TORCHS
-from thalweg.optim.registry import OPTIMIZERS, Entry, key
+from thalweg.optim.registry import OPTIMIZERS, Entry
 from thalweg.optim.shards import is_sharded
 from thalweg.optim.wrappers import GD, SAM, Lookahead
 from thalweg.rules.rule import HyperparameterError, Number
 from thalweg.schedules.schedule import Schedule
 from thalweg.tasks.blame import first_line
-from thalweg.train.arguments import FitError, positive
+from thalweg.train.arguments import FitError, entry_of, positive
 
 __all__ = ["Trainer"]
 
@@ -393,17 +393,9 @@ def _nearest(name: object, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"give one of {', '.join(names)}"
 
 
-def _entry(optimizer: str) -> Entry:
-    found = OPTIMIZERS.get(key(optimizer))
-    if found is None:
-        meant = _nearest(key(optimizer), OPTIMIZERS)
-        raise FitError("optimizer", f"there is none named {optimizer!r}; {meant}")
-    return found
-
-
 def _translated(optimizer: str, given: Mapping[str, Any]) -> tuple[Entry, dict[str, Any]]:
     """An optimizer, and what its constructor takes for what a person gave in MXNet's names."""
-    entry = _entry(optimizer)
+    entry = entry_of(optimizer)
     style = _STYLES.get(entry.name, _Style())
     numbers = dict(style.numbers)
     # Torch's form of momentum has the rate outside; who names what only that has gets that.

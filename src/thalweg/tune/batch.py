@@ -17,7 +17,7 @@ from thalweg.studies.effects import by_seed
 from thalweg.studies.intervals import interval, margin, shown
 from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.memory import shown as shown_bytes
-from thalweg.tune.arguments import Named, TuneError, named, seeds_of, whole
+from thalweg.tune.arguments import Named, TuneError, entry_of, seeds_of, whole
 from thalweg.tune.fits import Fit, largest_batch
 from thalweg.tune.noise import NoiseScale, SampleCurve, noise_scale, sample_curve
 
@@ -192,7 +192,7 @@ def batch_sizes(
     found = load(task) if isinstance(task, str) else task
     if not isinstance(found, Task):
         raise TuneError("task", f"must be a name or a thalweg.Task, got {task!r}")
-    name = named(optimizer)
+    name = entry_of(optimizer).name
     entry = OPTIMIZERS[name]
     asked = None if sizes is None else _sizes(sizes, len(found.train))
     epochs, chosen_seeds = whole("epochs", epochs), seeds_of(seeds)

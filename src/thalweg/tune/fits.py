@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from thalweg.errors import ArgumentError
-from thalweg.optim.registry import OPTIMIZERS, Entry, key
+from thalweg.optim.registry import Entry
 from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.blame import first_line, place, quoted
 from thalweg.tasks.memory import available_memory, shown
 from thalweg.tasks.states import gpus, random_states
 from thalweg.tasks.trial import called, first_batch
-from thalweg.tune.arguments import device_of, whole
+from thalweg.tune.arguments import device_of, entry_of, whole
 
 __all__ = ["Fit", "largest_batch"]
 
@@ -119,7 +118,7 @@ def largest_batch(
         task = load(task)
     if not isinstance(task, Task):
         raise TaskError("task", f"must be a name or a thalweg.Task, got {task!r}")
-    entry = _entry(optimizer)
+    entry = entry_of(optimizer)
     where = device_of(device)
     most = len(task.train) if maximum is None else whole("maximum", maximum)
     with random_states():
@@ -127,14 +126,6 @@ def largest_batch(
             return _search(task, entry, where, most)
         finally:
             _free()
-
-
-def _entry(optimizer: str) -> Entry:
-    found = OPTIMIZERS.get(key(optimizer))
-    if found is None:
-        known = ", ".join(OPTIMIZERS)
-        raise ArgumentError("optimizer", f"there is none named {optimizer!r}; give one of {known}")
-    return found
 
 
 def _search(task: Task, entry: Entry, device: torch.device, most: int) -> Fit:

@@ -16,12 +16,11 @@ import torch
 from scipy.special import stdtrit
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from thalweg.optim.registry import OPTIMIZERS
 from thalweg.replicas import Budget, Replica, Training
 from thalweg.tasks import Task, load
 from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import first_batch
-from thalweg.tune.arguments import TuneError, device_of, named, positive, seeds_of, whole
+from thalweg.tune.arguments import TuneError, device_of, entry_of, positive, seeds_of, whole
 from thalweg.tune.curve import Array
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def noise_scale(
     found = load(task) if isinstance(task, str) else task
     if not isinstance(found, Task):
         raise TuneError("task", f"must be a name or a thalweg.Task, got {task!r}")
-    entry = OPTIMIZERS[named(optimizer)]
+    entry = entry_of(optimizer)
     rate = entry.rule.usual_lr if lr is None else positive("lr", lr)
     size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     samples = len(found.train)

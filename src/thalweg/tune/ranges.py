@@ -18,7 +18,7 @@ from thalweg.tasks import Metric, Task, load
 from thalweg.tasks.losses import LOSSES
 from thalweg.tasks.states import random_states
 from thalweg.tasks.trial import first_batch
-from thalweg.tune.arguments import Named, TuneError, device_of, named, seeds_of, whole
+from thalweg.tune.arguments import Named, TuneError, device_of, entry_of, seeds_of, whole
 from thalweg.tune.borrowed import Borrowed
 from thalweg.tune.curve import Array, Marks, diverged, marks, noise, smooth, turning
 from thalweg.tune.replicated import Setup, sweep, trials
@@ -211,7 +211,7 @@ def lr_range_test(
         raise TuneError("task", f"must be a name, a thalweg.Task or a module, got {task!r}")
     if isinstance(optimizer, Optimizer):
         raise TuneError("optimizer", "is of another model; with a task give a name or a rule")
-    entry = OPTIMIZERS[named(optimizer)]
+    entry = entry_of(optimizer)
     size = found.batch_size if batch_size is None else whole("batch_size", batch_size)
     if size > len(found.train):
         raise TuneError("batch_size", f"{size} is more than the {len(found.train)} samples")
