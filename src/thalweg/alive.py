@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 __all__ = [
     "again",
     "claimed",
+    "ended_by_interrupts",
     "is_first",
     "is_on_one_machine",
     "is_several",
@@ -81,6 +82,24 @@ def _store() -> Any:
         store, _, _ = next(rendezvous("env://"))
         _stores.append(store)
     return _stores[0]
+
+
+@contextmanager
+def ended_by_interrupts() -> Iterator[None]:
+    """Have Ctrl-C end this process at once, while it waits for others that may never come.
+
+    Python does not get to see it there, and the others end of it before they join.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    mine = before is signal.default_int_handler
+    mine = mine and threading.current_thread() is threading.main_thread()
+    if mine:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, before)
 
 
 def claimed() -> bool:

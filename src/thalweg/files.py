@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["try_to_write", "whole"]
+__all__ = ["held", "try_to_write", "whole"]
+
+_handles: set[int] = set()  # of folders that are held
 
 
 @contextmanager
@@ -35,6 +37,48 @@ def whole(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Whether a folder is this process' own for the block: no other that asks has it then.
+
+    The folder is made if missing. The system gives it back when the process ends, however it does.
+    Where there is no ``fcntl``, as on Windows, everybody has it.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    _handles.add(handle)
+    is_ours = True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_ours = False
+    except OSError:  # a file system that knows no locks
+        pass
+    try:
+        yield is_ours
+    finally:
+        _handles.discard(handle)
+        os.close(handle)
+
+
+def _let_go() -> None:
+    """In a process that was forked: it may live on after the one that holds the folder."""
+    while _handles:
+        os.close(_handles.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def try_to_write(path: str | Path) -> None:

@@ -129,6 +129,15 @@ def test_ctrl_c_ends_with_a_checkpoint(own):
     assert all(t.isfinite().all() for t in kept["model"].values())
 
 
+def test_ctrl_c_before_it_begins_is_one_line(here):
+    (here / "slow.py").write_text("import time\nopen('read', 'w').close()\ntime.sleep(60)\n")
+    process = begun("slow.py:task", cwd=here)
+    wait_for(lambda: (here / "read").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (130, "thalweg: interrupted\n")
+
+
 def test_a_bar_on_a_terminal(own):
     parent, child = pty.openpty()
     process = subprocess.Popen(

@@ -128,7 +128,7 @@ def test_the_encoding_comes_back(tmp_path):
         found = best_setting(best, task, db=db)
         assert (found.encoding, found.same_task) == (best, True)
         assert found.task.model()[0].in_features == found.task.train.x.shape[1] == inputs
-    with pytest.raises(StudyError, match="has the encoding 'quartiles', and 'wine' has ''"):
+    with pytest.raises(StudyError, match="has the encoding 'quartiles', which 'wine' is not"):
         best_setting("quartiles", load("wine"), db=db)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from thalweg.replicas import Budget, Replica, train
 from thalweg.schedules import parse
 from thalweg.tasks import load
 from thalweg.train.batches import InMemory
-from thalweg.train.checkpoint import read
+from thalweg.train.checkpoint import read, write
 
 
 def loop(task, epochs, make, batch_size=16, accumulate=1, clip=None, factor=lambda step: 1.0):
@@ -226,6 +228,7 @@ def cut_short(folder, task, at, **options):
 
     with pytest.raises(Stop):
         thalweg.fit(task, out=folder, checkpoint_every=1e-9, progress=show, **options)
+    assert not list(folder.glob(".*")), "nothing should be written any more"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -262,7 +265,10 @@ def equal(a, b):
 
 
 def test_resumes_a_loader_with_random_numbers_of_its_own(tmp_path):
-    """What its samples draw from torch's global generator comes again, in its place."""
+    """What its samples draw from torch's global generator comes again, in its place.
+
+    They are not made ahead of the steps unless that is asked for: dropout draws from it too.
+    """
     task = dropout_task()
 
     class Noisy(torch.utils.data.Dataset):
@@ -276,10 +282,9 @@ def test_resumes_a_loader_with_random_numbers_of_its_own(tmp_path):
     def loader():
         return DataLoader(Noisy(), 8, shuffle=True, generator=torch.Generator().manual_seed(1))
 
-    options = {"epochs": 4, "prefetch": 0}
-    whole = thalweg.fit(task, loader=loader(), **options)
+    whole = thalweg.fit(task, loader=loader(), epochs=4)
     assert whole.steps == 28
-    cut_short(tmp_path, task, 10, loader=loader(), **options)
+    cut_short(tmp_path, task, 10, loader=loader(), epochs=4)
     again = thalweg.fit(task, loader=loader(), out=tmp_path, resume=True)
     assert all(torch.equal(whole.weights[n], again.weights[n]) for n in whole.weights)
 
@@ -307,8 +312,35 @@ def test_a_finished_training_is_only_read_again(tmp_path):
     first = thalweg.fit("wine", out=tmp_path, epochs=3)
     again = thalweg.fit("wine", out=tmp_path, resume=True)
     assert first.plain() | {"seconds": 0} == again.plain() | {"seconds": 0}
-    (tmp_path / "best.pt").unlink()
-    assert thalweg.fit("wine", out=tmp_path, resume=True).epoch == 3  # the weights there are
+
+
+def test_a_best_checkpoint_that_was_deleted_is_the_average_at_the_end(tmp_path):
+    first = thalweg.fit("wine", out=tmp_path, epochs=3, lr=0.01, ema_decay=0.9)
+    assert first.epoch == 3
+    first.checkpoint.unlink()
+    again = thalweg.fit("wine", out=tmp_path, resume=True)
+    assert again.plain() | {"seconds": 0} == first.plain() | {"seconds": 0}
+    kept = read(again.checkpoint)["model"]
+    for name, weight in first.weights.items():
+        assert torch.equal(weight, again.weights[name])
+        assert torch.equal(weight, kept[name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": np.float64(0.01), "seed": np.int64(3), "batch_size": np.int32(32)},
+        {"optimizer": "adamw", "weight_decay": np.float32(0.5), "betas": (np.float64(0.8), 0.9)},
+        {"optimizer": lambda p: torch.optim.SGD(p, lr=np.float64(0.01))},
+    ],
+    ids=["recipe", "further arguments", "an optimizer of one's own"],
+)
+def test_numbers_of_numpy_are_read_again(options, tmp_path):
+    thalweg.fit("wine", out=tmp_path, epochs=2, **options)
+    kept = {k: v for k, v in options.items() if callable(v)}
+    more = thalweg.fit("wine", out=tmp_path, epochs=3, resume=True, **kept)
+    straight = thalweg.fit("wine", epochs=3, **options)
+    assert more.history["train_loss"].equals(straight.history["train_loss"])
 
 
 def test_the_best_checkpoint_is_a_state_dictionary_of_the_model(tmp_path):
@@ -401,6 +433,50 @@ def test_a_gradient_that_is_nan_is_found_where_it_arises():
         assert (model[0](x) <= 0).any()  # where the derivative is none
 
 
+def test_statistics_that_overflow_are_found_though_the_loss_is_finite():
+    """The square of 1e25 is infinite in float32, and what is divided by its root 0."""
+
+    def made():
+        return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 1))
+
+    task = plain(dtype=torch.float32, model=made)
+    x = task.train.x.clone()
+    x[40] = 1e25
+    task = thalweg.Task(
+        model=made, train=(x, task.train.y), validation=task.validation, test=task.test,
+        batch_size=16,
+    )  # fmt: skip
+    order = torch.randperm(101, generator=torch.Generator().manual_seed(0)).tolist()
+    with pytest.raises(thalweg.DivergenceError, match=r"the elements of 1\.running_var") as caught:
+        thalweg.fit(task, epochs=3)
+    assert (caught.value.step, caught.value.layer) == (1 + order.index(40) // 16, "1")
+
+
+class Late(nn.Linear):
+    """Passes NaN back from its fourth batch on."""
+
+    batches = 0
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        if self.training:
+            self.batches += 1
+            if self.batches > 4:
+                outputs.register_hook(lambda g: g * math.nan)
+        return outputs
+
+
+def test_steps_that_float16_leaves_out_for_ever_end_the_training():
+    """From a scale of 2^16 on 41 steps halve it to less than 2^-24; an epoch has 7 steps."""
+    task = plain(dtype=torch.float32, model=lambda: nn.Sequential(Late(5, 1)))
+    with pytest.raises(
+        thalweg.DivergenceError, match="however little the loss is scaled"
+    ) as caught:
+        thalweg.fit(task, epochs=30, precision="float16")
+    assert caught.value.layer == "0"
+    assert 41 <= caught.value.step <= 4 + 41
+
+
 BAD = {
     "optimizer": [("adan2", "did you mean adan"), ("adam:betas=3", "betas must be"), (3, "a name")],
     "lr": [(-1, "positive"), (float("nan"), "positive")],
@@ -454,6 +530,22 @@ def stopped(_):
     raise Stop
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: torch.optim.LBFGS(p, lr=0.1), lambda p: optim.SAM(optim.SGD(p, lr=0.02))],
+    ids=["LBFGS", "SAM"],
+)
+def test_what_evaluates_the_gradient_itself_has_it_as_it_is(make):
+    """Neither scaled nor clipped, so that both are refused; else it trains."""
+    task = plain(batch_size=101)
+    losses = thalweg.fit(task, optimizer=make, epochs=4).history["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    for argument, value in (("precision", "float16"), ("clip_norm", 1.0), ("clip_value", 1.0)):
+        with pytest.raises(thalweg.FitError) as caught:
+            thalweg.fit(plain(), optimizer=make, epochs=1, **{argument: value})
+        assert caught.value.argument == argument
+
+
 def test_another_argument_of_an_optimizer_is_named():
     with pytest.raises(thalweg.FitError, match="did you mean weight_decay"):
         thalweg.fit("wine", weight_decai=0.1)
@@ -468,6 +560,8 @@ def test_does_not_take_one_training_for_another(tmp_path):
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(thalweg.FitError, match="has a training already"):
         thalweg.fit("wine", out=tmp_path)
+    with pytest.raises(thalweg.FitError, match="give one of them"):
+        thalweg.fit("wine", out=tmp_path, overwrite=True, resume=True)
     with pytest.raises(thalweg.FitError, match="other data, another model"):
         thalweg.fit("digits", out=tmp_path, resume=True)
     for argument, value in (("optimizer", "sgd"), ("batch_size", 8), ("seed", 1)):
@@ -483,6 +577,64 @@ def test_does_not_take_one_training_for_another(tmp_path):
     with pytest.raises(thalweg.FitError, match="cannot write"):
         thalweg.fit("wine", out=tmp_path / "last.pt")
     assert thalweg.fit("wine", out=tmp_path, overwrite=True, epochs=1).epochs == 1
+
+
+def test_a_training_is_there_until_another_begins(tmp_path):
+    thalweg.fit("wine", out=tmp_path, epochs=1)
+    for argument, value in (("lr", -1), ("epochs", 0), ("loader", 3), ("schedule", "cosin")):
+        with pytest.raises(thalweg.FitError):
+            thalweg.fit("wine", out=tmp_path, overwrite=True, **{argument: value})
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    (tmp_path / ".last.pt.k1ll3d").touch()  # of one that was killed while it wrote
+
+    def another(_):
+        thalweg.fit("wine", out=tmp_path, epochs=1)
+
+    with pytest.raises(thalweg.FitError, match="another training is writing to"):
+        thalweg.fit("wine", out=tmp_path, epochs=1, progress=another)
+    assert not list(tmp_path.iterdir())
+    assert thalweg.fit("wine", out=tmp_path, epochs=1).epochs == 1
+
+
+def test_goes_on_with_the_batches_that_it_had(tmp_path):
+    task = plain()
+
+    def loader(size):
+        return DataLoader(TensorDataset(task.train.x, task.train.y), size)
+
+    for name, had, has, said in (
+        ("own", loader(16), None, "give it again"),
+        ("none", None, loader(16), "leave the loader out"),
+        ("larger", loader(16), loader(32), "has 7 batches and would now have 4"),
+    ):
+        thalweg.fit(task, out=tmp_path / name, epochs=1, loader=had)
+        with pytest.raises(thalweg.FitError, match=said) as caught:
+            thalweg.fit(task, out=tmp_path / name, epochs=2, loader=has, resume=True)
+        assert caught.value.argument == "loader"
+
+
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path):
+    """Here a limit on the size of files; what was there stays."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write(tmp_path / "last.pt", {"step": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "last.pt", {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read(tmp_path / "last.pt")["step"] == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_number_that_is_not_finite_is_null():
+    found = replace(thalweg.fit("wine", epochs=1), validation_loss=math.nan, test_loss=math.inf)
+    kept = json.loads(json.dumps(found.plain(), allow_nan=False))
+    assert kept["validation_loss"] is kept["test_loss"] is None
+    assert kept["train_loss"] == found.train_loss
 
 
 def test_order_of_batches_comes_again_from_anywhere():

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -50,6 +53,12 @@ with joined("cpu") as ranks:
     if ranks.rank == total:
         raise OSError("on purpose")
     ranks.most(0.0)
+"""
+JOIN = """
+from thalweg.train.parallel import joined
+
+with joined("cpu"):
+    pass
 """
 FIT = ("-m", "thalweg", "fit")
 # Of losses and weights in float32, over a hundred steps of Adam.
@@ -112,6 +121,36 @@ def test_a_restart_ends_where_one_process_ends(folder):
     for name in ("train_loss", "validation_loss"):
         losses, others = more.history[name], expected.history[name]
         assert losses.tolist() == pytest.approx(others.tolist(), rel=ROUNDING)
+
+
+def test_ctrl_c_ends_a_rank_that_waits_for_the_others(folder):
+    """Another may have ended of it before it joined."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = free.getsockname()
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    variables |= {"MASTER_ADDR": place[0], "MASTER_PORT": str(place[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOIN],
+        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while not reached(place):  # the first rank is where they meet
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+    finally:
+        process.kill()
+
+
+def reached(place):
+    try:
+        socket.create_connection(place, 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_mistake_is_said_once(folder):

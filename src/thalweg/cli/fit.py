@@ -169,7 +169,7 @@ def fit(
         refuse("--out", f"cannot write to {folder} ({error.strerror})")
     except KeyboardInterrupt as interruption:
         if speaks():
-            print(f"thalweg: {interruption}", file=sys.stderr)
+            print(f"thalweg: {str(interruption) or 'interrupted'}", file=sys.stderr)
         raise typer.Exit(130) from None
     if not is_first():
         return

@@ -167,8 +167,8 @@ def _variant(spec: StudySpec, task: Task, levels: Levels) -> Variant:
     if levels not in crossed.variants:
         raise StudyError(
             "study",
-            f"{best} has the encoding {encoding!r}, and {task.name!r} has "
-            f"{', '.join(map(repr, dict(crossed.factors)['encoding']))}",
+            f"{best} has the encoding {encoding!r}, which {task.name!r} is not given in here; give "
+            f"it the encodings that the study compared (--encodings)",
         )
     return crossed.variants[levels]
 

@@ -47,7 +47,11 @@ class Batches(Protocol):
         ...
 
     def load(self, state: dict[str, Any]) -> None:
-        """Let the next epoch be the one that the state was taken in."""
+        """Let the next epoch be the one that the state was taken in.
+
+        Raises:
+            FitError: if it was taken of batches from elsewhere.
+        """
         ...
 
 
@@ -86,6 +90,10 @@ class InMemory:
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Batches`."""
+        if "generator" not in state:
+            raise FitError(
+                "loader", "this training takes its batches from one, which is yours; give it again"
+            )
         self._generator.set_state(state["generator"])
 
 
@@ -133,11 +141,15 @@ class Loaded:
 
     def state(self) -> dict[str, Any]:
         """See `Batches`."""
-        return dict(self._begun)
+        return {"begun": dict(self._begun)}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Batches`."""
-        self._again = dict(state)
+        if "begun" not in state:
+            raise FitError(
+                "loader", "this training takes the task's own batches; leave the loader out"
+            )
+        self._again = dict(state["begun"])
 
 
 def _pairs(batches: Iterator[Any]) -> Iterator[Pair]:

@@ -20,8 +20,13 @@ def write(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    with whole(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # which torch makes of what the disk says
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from thalweg.train.background import Background
 from thalweg.train.checkpoint import BEST, LAST, write
 from thalweg.train.engine import Engine
 from thalweg.train.evaluate import Evaluation
-from thalweg.train.nonfinite import DivergenceError, all_finite, culprit
+from thalweg.train.nonfinite import DivergenceError, all_finite, culprit, is_stuck, learned
 from thalweg.train.result import FitResult, Progress
 from thalweg.train.tensorboard import Log
 
@@ -131,6 +131,10 @@ class Course:
                 if engine.ends_epoch:
                     self._end_epoch()
                 self._look()
+            if self._best is None:  # its file was deleted
+                engine.to_answers()
+                self._best = Best(self._rows[-1], engine.weights())
+                engine.to_training()
             self._keep()
             self._background.wait()
             return self._result(outcome)
@@ -138,6 +142,7 @@ class Course:
             engine.close()
             if self._log is not None:
                 self._log.close()
+            self._background.wait()  # nothing is written once the next training may begin
 
     def _advance(self, count: int) -> int:
         """Take some steps; how many to take next."""
@@ -282,8 +287,12 @@ class Course:
     def _check_weights(self) -> None:
         """A loss may be finite where weights are not, of units that have no say."""
         engine = self._engine
-        if self._ranks.most(not all_finite(list(engine.module.parameters()))):
+        if self._ranks.most(not all_finite(learned(engine.model))):
             self._diverged(engine.step, "weights are NaN or infinite")
+        if is_stuck(engine):
+            self._diverged(
+                engine.step, "gradients are NaN or infinite, however little the loss is scaled,"
+            )
 
     def _diverged(self, step: int, what: str) -> None:
         """End a training with the step and the layer, and the checkpoint from before them."""
@@ -314,8 +323,8 @@ class Course:
         return self._before + perf_counter() - self._started
 
     def _result(self, outcome: str) -> FitResult:
-        plan = self._plan
-        best = self._best or Best(self._rows[-1], self._engine.weights())  # its file was deleted
+        plan, best = self._plan, self._best
+        assert best is not None
         self._ranks.load_model(self._engine.module, dict(best.weights))
         test: Evaluation = self._engine.evaluate(self._task.test)
         row = best.row

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from thalweg.tasks import Split, Task
 from thalweg.tasks.losses import alone
+from thalweg.train.arguments import FitError
 from thalweg.train.batches import (
     Batches,
     InMemory,
@@ -29,7 +30,7 @@ from thalweg.train.step import Mark, Share, Step, in_precision, unmarked
 __all__ = ["Engine"]
 
 RESIDENT = 0.25  # of a GPU's free memory, that a data set may take for good
-AHEAD = 2  # batches in flight, where they are not at hand
+AHEAD = 2  # batches in flight, where it pays by default
 
 
 class Engine:
@@ -234,12 +235,25 @@ class Engine:
             "step": self.step,
             "epoch": self.epoch,
             "used": self._used,
+            "count": self._batches.count,
             "batches": self._batches.state(),
             "random": self.ranks.all_of(random_state()),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from such a state, of any number of ranks, at this recipe's learning rates."""
+        """Go on from such a state, of any number of ranks, at this recipe's learning rates.
+
+        Raises:
+            FitError: if its batches came from elsewhere, or were another number an epoch.
+        """
+        self._batches.load(state["batches"])
+        if state["count"] != self._batches.count:
+            raise FitError(
+                "loader" if isinstance(self._batches, Loaded) else "batch_size",
+                f"an epoch of this training has {state['count']:,} batches and would now have "
+                f"{self._batches.count:,}; train in batches as before, or begin another training "
+                f"in another folder",
+            )
         self.ranks.load_model(self.module, state["model"])
         # What a state dictionary holds may become the optimizer's own.
         self.ranks.load_optimizer(self.made.optimizer, copy.deepcopy(state["optimizer"]))
@@ -249,7 +263,6 @@ class Engine:
         if self.taken.scaler is not None and state["scaler"]:
             self.taken.scaler.load_state_dict(state["scaler"])
         self.step, self.epoch = state["step"], state["epoch"]
-        self._batches.load(state["batches"])
         if len(state["random"]) == self.ranks.size:
             set_random_state(state["random"][self.ranks.rank])
         self._open.close()

@@ -1,14 +1,17 @@
 """Train one model to the end."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from thalweg.files import try_to_write
+from thalweg.files import held, try_to_write
 from thalweg.schedules import Schedule
 from thalweg.tasks import Loss, Task, TaskError, load
 from thalweg.tasks.states import random_states
@@ -18,7 +21,7 @@ from thalweg.train.batches import Pair
 from thalweg.train.checkpoint import BEST, LAST, read
 from thalweg.train.course import Best, Course, Plan, interruptions
 from thalweg.train.engine import Engine
-from thalweg.train.parallel import joined
+from thalweg.train.parallel import Ranks, joined
 from thalweg.train.recipe import Maker, Recipe, checked
 from thalweg.train.result import FitResult, Progress
 
@@ -132,16 +135,18 @@ def fit(
         "seed": seed,
         "hyper": hyper or None,
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: _python(value) for name, value in given.items() if value is not None}
     folder = None if out is None else Path(out)
     _check_folder(folder, needed={"resume": resume, "tensorboard": tensorboard})
+    if resume and overwrite:
+        raise FitError("overwrite", "begins anew, and resume goes on; give one of them")
     every = positive("checkpoint_every", checkpoint_every)
     device_of(device)
     again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     with random_states(), joined(device) as ranks, interruptions() as asked:
         kept = _kept(folder, found) if again and folder is not None else None
-        if kept is None and folder is not None:
-            _clear(folder, overwrite=overwrite or again, first=ranks.first)
+        if kept is None and folder is not None and not (overwrite or again):
+            _check_empty(folder)
         known = {} if kept is None else kept[0]["recipe"]
         recipe = _recipe(given, known)
         checked(recipe, len(found.train))
@@ -150,7 +155,7 @@ def fit(
         last = whole("epochs", known.get("epochs", EPOCHS) if epochs is None else epochs)
         wait = known.get("patience") if patience is None else whole("patience", patience)
         engine = Engine(found, recipe, last, ranks=ranks, loader=loader, shard=shard)
-        if kept is not None and kept[0]["engine"]["step"] > engine.steps:
+        if kept is not None and kept[0]["engine"]["epoch"] > last:
             raise FitError(
                 "epochs",
                 f"{last} are fewer than the {kept[0]['engine']['epoch']} that the training in "
@@ -161,7 +166,10 @@ def fit(
             described = _plain(recipe) | {"epochs": last, "patience": wait}
             about = {"task": found.name, "fingerprint": found.fingerprint, "recipe": described}
         plan = Plan(last, wait, folder, every, about, tensorboard)
-        return Course(found, engine, plan, kept=kept, show=progress, asked=asked).run()
+        with nullcontext() if folder is None else _held(folder, ranks):
+            if kept is None and folder is not None and ranks.first:
+                _clear(folder)
+            return Course(found, engine, plan, kept=kept, show=progress, asked=asked).run()
 
 
 def _check_folder(folder: Path | None, needed: Mapping[str, bool]) -> None:
@@ -177,18 +185,40 @@ def _check_folder(folder: Path | None, needed: Mapping[str, bool]) -> None:
         raise FitError("out", f"cannot write to {folder} ({error.strerror})") from None
 
 
-def _clear(folder: Path, *, overwrite: bool, first: bool) -> None:
-    """Make room for a training that begins."""
-    there = [name for name in (LAST, BEST) if (folder / name).exists()]
-    if there and not overwrite:
-        raise FitError(
-            "out",
-            f"{folder} has a training already ({there[0]}); go on with it by resume, give another "
-            f"folder, or begin anew there by overwrite",
-        )
-    # One that ends before its first checkpoint must not be taken for the other.
-    for name in there if first else ():
+def _check_empty(folder: Path) -> None:
+    """Leave another training alone."""
+    for name in (LAST, BEST):
+        if (folder / name).exists():
+            raise FitError(
+                "out",
+                f"{folder} has a training already ({name}); go on with it by resume, give another "
+                f"folder, or begin anew there by overwrite",
+            )
+
+
+def _clear(folder: Path) -> None:
+    """Make room for a training that begins.
+
+    One that ends before its first checkpoint must not be taken for the other.
+    """
+    for name in (LAST, BEST):
         (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """A training's folder while it is written to, by no other training."""
+    with held(folder) if ranks.first else nullcontext(True) as is_ours:
+        if ranks.most(not is_ours):
+            raise FitError(
+                "out",
+                f"another training is writing to {folder} now; give another folder, or end that "
+                f"one first",
+            )
+        if ranks.first:
+            for left in (one for name in (LAST, BEST) for one in folder.glob(f".{name}.*")):
+                left.unlink(missing_ok=True)  # of one that was killed while it wrote
+        yield
 
 
 def _kept(folder: Path, task: Task) -> tuple[dict[str, Any], Best | None] | None:
@@ -209,6 +239,11 @@ def _kept(folder: Path, task: Task) -> tuple[dict[str, Any], Best | None] | None
         if beside["epoch"] == found["best"]["epoch"]:
             best = Best(found["best"], beside["model"])
     return found, best
+
+
+def _python(value: Any) -> Any:
+    """NumPy's numbers as Python's, which a checkpoint is read again with."""
+    return tree_map(lambda v: v.item() if isinstance(v, np.generic) else v, value)
 
 
 def _recipe(given: Mapping[str, Any], known: Mapping[str, Any]) -> Recipe:

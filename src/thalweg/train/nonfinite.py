@@ -11,7 +11,10 @@ from torch.utils._pytree import tree_leaves
 from thalweg.train.arguments import FitError
 from thalweg.train.engine import Engine
 
-__all__ = ["Culprit", "DivergenceError", "all_finite", "culprit"]
+__all__ = ["Culprit", "DivergenceError", "all_finite", "culprit", "is_stuck", "learned"]
+
+LEAST_SCALE = 2.0**-24  # of the loss; 40 steps left out one after another lead to it
+STATISTICS = ("running_mean", "running_var")
 
 
 class DivergenceError(FitError):
@@ -55,6 +58,23 @@ def all_finite(tensors: Any) -> bool:
     )
 
 
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, and the running statistics of normalisation.
+
+    Other buffers may be infinite on purpose, as masks are.
+    """
+    buffers = dict(model.named_buffers())
+    return dict(model.named_parameters()) | {
+        name: t for name, t in buffers.items() if name.rpartition(".")[2] in STATISTICS
+    }
+
+
+def is_stuck(engine: Engine) -> bool:
+    """Whether float16 leaves out step after step, as no scale makes the gradients finite."""
+    scaler = engine.taken.scaler
+    return scaler is not None and scaler.get_scale() < LEAST_SCALE
+
+
 def culprit(engine: Engine, safe: dict[str, Any], step: int) -> Culprit | None:
     """Train once more from where all was well, and look.
 
@@ -69,7 +89,8 @@ def culprit(engine: Engine, safe: dict[str, Any], step: int) -> Culprit | None:
     engine.load(safe)
     while engine.step < step:
         loss = engine.advance(1)
-        if engine.ranks.most(not all_finite([loss, *engine.module.parameters()])):
+        lost = is_stuck(engine) or not all_finite([loss, learned(engine.model)])
+        if engine.ranks.most(lost):
             break
     else:
         return None
@@ -105,7 +126,7 @@ def _looked_at(engine: Engine) -> tuple[str | None, str] | None:
         return reaching[0]
     if bad:  # the one nearest to the outputs comes first
         return bad[-1].rpartition(".")[0], f"the gradient's elements for {bad[-1]}"
-    left = [name for name, p in parameters.items() if not all_finite(p)]
+    left = [name for name, t in learned(engine.model).items() if not all_finite(t)]
     return (
         (left[0].rpartition(".")[0], f"the elements of {left[0]} after the update")
         if left

@@ -16,6 +16,7 @@ from platform import node
 from socket import if_nameindex
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,7 +24,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.alive import again, claimed, is_on_one_machine, is_several, meeting, processes, watched
+from thalweg.alive import (
+    again,
+    claimed,
+    ended_by_interrupts,
+    is_on_one_machine,
+    is_several,
+    meeting,
+    processes,
+    watched,
+)
 from thalweg.errors import ArgumentError
 from thalweg.optim.shards import is_sharded, with_part
 from thalweg.optim.state import opened, scale_of
@@ -319,6 +329,8 @@ def _broadcast(t: Tensor) -> None:
 
 def _whole(state: Any) -> Any:
     def copied(t: Any) -> Any:
+        if isinstance(t, np.generic):  # which is not read again as a plain value is
+            return t.item()
         if not isinstance(t, Tensor):
             return copy.copy(t)
         return (t.full_tensor() if is_sharded(t) else t).detach().to("cpu", copy=True)
@@ -415,9 +427,10 @@ def joined(device: str) -> Iterator[Ranks]:
             os.environ.setdefault(name, str(loopback))
     own = _own_device(device)
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=meeting(), rank=rank, world_size=size)
-    ranks = _ranks(device)
-    places = ranks.all_of((node(), os.getpid()))
+    with ended_by_interrupts():
+        distributed.init_process_group(backend, store=meeting(), rank=rank, world_size=size)
+        ranks = _ranks(device)
+        places = ranks.all_of((node(), os.getpid()))
     others = {r: pid for r, (where, pid) in enumerate(places) if where == node() and r != rank}
     sound = False
     try:

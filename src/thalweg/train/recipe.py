@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
+from thalweg.optim import SAM
 from thalweg.optim.registry import Entry
 from thalweg.rules.rule import HyperparameterError
 from thalweg.schedules import Schedule, ScheduleError, parse
@@ -41,7 +42,8 @@ class Recipe:
         ema_decay: of an average of the weights, which is then what is evaluated and kept.
         precision: of forward passes: "float32", "bfloat16", or "float16" with a scaled loss.
         hybridize: whether the model is compiled.
-        prefetch: batches that are prepared in the background; None for as many as pay.
+        prefetch: batches that are prepared in the background; None for as many as pay and change
+            nothing.
         seed: of initial weights, order of batches and dropout.
     """
 
@@ -142,8 +144,28 @@ def make(recipe: Recipe, parameters: list[nn.Parameter]) -> Made:
     Raises:
         FitError: for one that there is not, or arguments that it does not take.
     """
-    if not isinstance(recipe.optimizer, str):
-        return _own(recipe, parameters)
+    made = (
+        _named(recipe, parameters)
+        if isinstance(recipe.optimizer, str)
+        else _own(recipe, parameters)
+    )
+    if made.needs_closure and recipe.precision == "float16":
+        raise FitError(
+            "precision",
+            f"float16 scales the loss, which {made.label} does not allow as its step evaluates "
+            f"the gradient; take bfloat16",
+        )
+    if made.needs_closure and made.clip is not None:
+        raise FitError(
+            "clip_norm" if recipe.clip_value is None else "clip_value",
+            f"cannot be had with {made.label}, whose step evaluates the gradient itself; leave it "
+            f"out",
+        )
+    return made
+
+
+def _named(recipe: Recipe, parameters: list[nn.Parameter]) -> Made:
+    assert isinstance(recipe.optimizer, str)
     entry, typed = typed_optimizer(recipe.optimizer)
     arguments = {**typed, **recipe.hyper}
     if "lr" in arguments and recipe.lr is not None and arguments["lr"] != recipe.lr:
@@ -165,12 +187,6 @@ def make(recipe: Recipe, parameters: list[nn.Parameter]) -> Made:
         raise FitError("optimizer", str(error)) from None
     except (TypeError, ValueError) as error:
         raise FitError("optimizer", f"{entry.label}: {error}") from None
-    if needs_closure and recipe.precision == "float16":
-        raise FitError(
-            "precision",
-            f"float16 scales the loss, which {entry.label} does not allow as its step evaluates "
-            f"the gradient; take bfloat16",
-        )
     return Made(optimizer, entry.label, None, needs_closure)
 
 
@@ -198,7 +214,7 @@ def _own(recipe: Recipe, parameters: list[nn.Parameter]) -> Made:
         )
     clip = partial(_clipped, parameters, recipe.clip_norm, recipe.clip_value)
     clips = recipe.clip_norm is not None or recipe.clip_value is not None
-    closure = isinstance(optimizer, torch.optim.LBFGS)
+    closure = isinstance(optimizer, torch.optim.LBFGS | SAM)
     return Made(optimizer, type(optimizer).__name__, clip if clips else None, closure)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,13 @@ class FitResult:
         return module.eval()
 
     def plain(self) -> dict[str, Any]:
-        """Numbers and words alone, for JSON."""
+        """Numbers and words alone, for JSON; None for a number that is NaN or infinite."""
         names = (
             "train_loss", "validation_loss", "metric", "test_loss", "test_metric", "epoch",
             "epochs", "steps", "seconds", "outcome",
         )  # fmt: skip
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        return {name: getattr(self, name) for name in names} | {"checkpoint": checkpoint}
+        found = {name: getattr(self, name) for name in names} | {"checkpoint": checkpoint}
+        return {
+            n: None if isinstance(v, float) and not isfinite(v) else v for n, v in found.items()
+        }
