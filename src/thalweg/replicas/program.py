@@ -73,6 +73,7 @@ class Program:
         tape: the step on a tape, where that can hold it: float32 on the CPU, of known operations.
         single: one step on such a tape, likewise; its sums may round
             otherwise.
+        line: the tape of `single`, from parameters, inputs and targets to losses and gradients.
         concurrent: whether several threads may run it at once: it is traced, so that no module's
             tensors are swapped, and draws no random numbers, whose stream is everybody's.
     """
@@ -83,6 +84,7 @@ class Program:
     note: str = ""
     tape: "TrainingTape | None" = None
     single: Step | None = None
+    line: "Tape | None" = None
     concurrent: bool = False
 
 
@@ -426,7 +428,7 @@ def _taped(
         tape = TrainingTape(straight, len(drawn), shared, len(parameters[0]))
     except Exception:  # as in _tape
         return eager
-    return replace(eager, tape=tape, single=single)
+    return replace(eager, tape=tape, single=single, line=line)
 
 
 def _taped_score(

@@ -75,29 +75,37 @@ class Tape(_Runner):
             for value, owner in zip(lowering.results, lowering.owners, strict=True)
         ]
 
-    def __call__(self, tensors: Sequence[Tensor], replicas: int) -> list[Tensor] | None:
+    def results(self, replicas: int) -> list[Tensor]:
+        """Room for the results of a run, ``(replicas, *)`` each; not initialised."""
+        stacks: dict[int, Tensor] = {}
+        found = []
+        for value, size in self._results:
+            if value.slot not in stacks:
+                stacks[value.slot] = torch.empty(replicas, size)
+            strides = (size, *value.like.stride()[1:])
+            offset = value.like.storage_offset()
+            found.append(stacks[value.slot].as_strided((replicas, *value.shape), strides, offset))
+        return found
+
+    def __call__(
+        self, tensors: Sequence[Tensor], replicas: int, results: list[Tensor] | None = None
+    ) -> list[Tensor] | None:
         """Run it.
 
         Args:
             tensors: the inputs, those of each replica ``(replicas, *)``.
             replicas: how many.
+            results: from `results`, to be written again; new ones by default.
 
         Returns:
-            The results, ``(replicas, *)`` each; None for inputs that it does not take.
+            The results; None for inputs that it does not take.
         """
         workspace, slots = self._workspace()
         if not self._locate(tensors, slots):
             return None
-        stacks: dict[int, Tensor] = {}
-        results = []
-        for value, size in self._results:
-            if value.slot not in stacks:
-                stacks[value.slot] = torch.empty(replicas, size)
-            stack = stacks[value.slot]
-            slots[value.slot, :2] = stack.data_ptr(), 4 * size
-            strides = (size, *value.like.stride()[1:])
-            offset = value.like.storage_offset()
-            results.append(stack.as_strided((replicas, *value.shape), strides, offset))
+        results = self.results(replicas) if results is None else results
+        for (value, size), result in zip(self._results, results, strict=True):
+            slots[value.slot, :2] = result.data_ptr() - 4 * value.like.storage_offset(), 4 * size
         done = tape.run(self._code, self._numbers, slots, workspace, np.arange(replicas))
         return results if done else None
 

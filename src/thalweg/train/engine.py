@@ -26,6 +26,7 @@ from thalweg.train.evaluate import Evaluation, evaluate
 from thalweg.train.parallel import ALONE, Ranks
 from thalweg.train.recipe import Recipe, factors, make
 from thalweg.train.step import Mark, Share, Step, in_precision, unmarked
+from thalweg.train.tape import shortcut
 
 __all__ = ["Engine"]
 
@@ -99,6 +100,11 @@ class Engine:
             clip=self.made.clip,
             needs_closure=self.made.needs_closure,
         )
+        plain = recipe.precision == "float32" and not recipe.hybridize
+        if recipe.taped and plain and loader is None and ranks == ALONE:
+            size = recipe.batch_size or task.batch_size
+            sizes = {size, len(task.train) % size or size}
+            self.taken.shortcut = shortcut(task, self.model, sizes)
         self.step = self.epoch = 0
         self.samples: list[int] = []
         self._used = 0  # batches of the present epoch

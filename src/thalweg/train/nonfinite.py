@@ -105,6 +105,7 @@ def culprit(engine: Engine, safe: dict[str, Any], step: int) -> Culprit | None:
 def _looked_at(engine: Engine) -> tuple[str | None, str] | None:
     """Take one step; the layer and what in it is not finite first."""
     window, step = engine.window(), engine.taken
+    step.shortcut = None  # of whose layers nothing can be seen
     parameters = dict(engine.model.named_parameters())
     bad: list[str] = []
     with _watched(engine.model) as (outputs, reaching):

@@ -42,6 +42,8 @@ class Recipe:
         ema_decay: of an average of the weights, which is then what is evaluated and kept.
         precision: of forward passes: "float32", "bfloat16", or "float16" with a scaled loss.
         hybridize: whether the model is compiled.
+        taped: whether a small network of torch's own layers takes its steps on a tape, one call
+            each; else, and where that cannot be, as torch takes them.
         prefetch: batches that are prepared in the background; None for as many as pay and change
             nothing.
         seed: of initial weights, order of batches and dropout.
@@ -58,6 +60,7 @@ class Recipe:
     ema_decay: float | None = None
     precision: str = "float32"
     hybridize: bool = False
+    taped: bool = True
     prefetch: int | None = None
     seed: int = 0
 

@@ -45,6 +45,8 @@ class Step:
 
     Attributes:
         scaler: of the loss in float16, else None.
+        shortcut: what computes a batch's loss and sets the gradients faster, where it takes the
+            batch; None elsewhere.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Step:
         self._cast = precision != "float32"
         self._precision = in_precision(precision, ranks.device)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.shortcut: Callable[[Any, Any], Tensor | None] | None = None
         self.scaler = torch.amp.GradScaler(ranks.device.type) if precision == "float16" else None
 
     def __call__(self, window: Sequence[Share], mark: Mark = unmarked) -> Tensor:
@@ -90,7 +93,14 @@ class Step:
         return loss
 
     def gradients(self, window: Sequence[Share], mark: Mark = unmarked) -> Tensor:
-        """Add the gradient of the batches to that of the parameters; their loss."""
+        """Set the gradients of the parameters to the batches'; their loss."""
+        if self.shortcut is not None and len(window) == 1:
+            (x, y, _), *_ = window
+            found = self.shortcut(x, y)
+            if found is not None:
+                mark("forward")
+                mark("backward")
+                return found
         total = None
         last = len(window) - 1
         for i, (x, y, share) in enumerate(window):
