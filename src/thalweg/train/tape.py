@@ -5,7 +5,7 @@ the tape all operations of a step are one call of compiled code.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from thalweg.replicas.program import Model, build
 from thalweg.tasks import LOSSES, Task
 
-__all__ = ["shortcut"]
+__all__ = ["is_short", "shortcut"]
 
 # Parameters times samples of a batch. On two cores the tape was twice as fast as torch at a fourth
 # of it, 1.2 times at this, and 1.1 times at three times as many.
@@ -24,7 +24,7 @@ LARGEST = 1 << 24
 
 
 def shortcut(
-    task: Task, model: nn.Module, sizes: Iterable[int]
+    task: Task, model: nn.Module, sizes: Collection[int]
 ) -> Callable[[Any, Any], Tensor | None] | None:
     """What computes the loss of a batch and sets the parameters' gradients, by a tape.
 
@@ -34,15 +34,15 @@ def shortcut(
     Args:
         task: for loss and data.
         model: in training mode, on the CPU; its parameters stay where they are.
-        sizes: samples of the batches.
+        sizes: samples of the batches, at least one.
 
     Returns:
         ``(x, y) -> loss``, None for a batch of another shape; None where the step is not for it.
         Gradients of one shape of batch are the same tensors at every step.
     """
-    named = dict(model.named_parameters())
-    if not _is_plain(task, model) or max(sizes) * sum(p.numel() for p in named.values()) > LARGEST:
+    if not is_short(task, model, max(sizes)):
         return None
+    named = dict(model.named_parameters())
     parameters = list(named.values())
     stacks = [p.detach().unsqueeze(0) for p in parameters]
     training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
@@ -73,16 +73,21 @@ def shortcut(
     return run
 
 
-def _is_plain(task: Task, model: nn.Module) -> bool:
-    """Whether no code of a person's runs in a step, nor anything but operations on float32."""
+def is_short(task: Task, model: nn.Module, size: int) -> bool:
+    """Whether a step with batches of that size is one for a tape.
+
+    No code of a person's runs in it, nor anything but operations on float32, and it is so small
+    that torch would not be faster.
+    """
     of = task.loss.of
     known = {one.of.func if isinstance(one.of, partial) else one.of for one in LOSSES.values()}
     return (
         (of.func if isinstance(of, partial) else of) in known
-        and not any(True for _ in model.buffers())
+        and next(model.buffers(), None) is None
         and all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
         and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
         and all(_is_torchs(part) for part in model.modules())
+        and size * sum(p.numel() for p in model.parameters()) <= LARGEST
     )
 
 

@@ -21,6 +21,7 @@ from thalweg.train.profile.machine import free_memory
 from thalweg.train.profile.memory import Memory
 from thalweg.train.profile.running import Gain, Running, gain_of, running
 from thalweg.train.recipe import Recipe, make
+from thalweg.train.tape import is_short
 
 __all__ = ["Change", "Tried", "changes_for", "speed", "threshold_of", "together", "tried"]
 
@@ -95,7 +96,11 @@ def changes_for(
         threads: that torch has at present.
         memory: that a step holds at present.
     """
-    found = [Change(NOTHING, "nothing, a second time"), *_optimizers(recipe)]
+    found = [Change(NOTHING, "nothing, a second time")]
+    size = recipe.batch_size or task.batch_size
+    if device.type == "cpu" and is_short(task, task.model(), size):
+        found.append(Change("taped", "the step on a tape, as fit takes it", {"taped": True}))
+    found += _optimizers(recipe)
     if not recipe.prefetch:
         words = f"prefetch, {DEPTH} batches in flight"
         found.append(Change("prefetch", words, {"prefetch": DEPTH}))

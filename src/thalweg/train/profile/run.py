@@ -54,7 +54,8 @@ def profile(
 ) -> Profile:
     """Say where a training step's time and memory go, and what would make it faster.
 
-    Steps are timed as `thalweg.fit` takes them. Each change that is listed was tried right there,
+    Steps are timed as `thalweg.fit` has torch take them; where it takes them on a tape, by itself,
+    that is the first of the changes. Each change that is listed was tried right there,
     in turns with the training as it is set.
 
     Args:
@@ -114,7 +115,7 @@ def profile(
 def _recipe(
     optimizer: str | Maker, lr: float | None, batch_size: int | None, precision: str
 ) -> Recipe:
-    recipe = Recipe(optimizer, lr, batch_size=batch_size, precision=precision)
+    recipe = Recipe(optimizer, lr, batch_size=batch_size, precision=precision, taped=False)
     if isinstance(optimizer, str) and optimizer.startswith(TORCHS):
         optimizer = _of_torch(optimizer)
     if not isinstance(optimizer, type):
