@@ -99,7 +99,7 @@ def changes_for(
     found = [Change(NOTHING, "nothing, a second time")]
     size = recipe.batch_size or task.batch_size
     if device.type == "cpu" and is_short(task, task.model(), size):
-        found.append(Change("taped", "the step on a tape, as fit takes it", {"taped": True}))
+        found.append(Change("taped", "the step on a tape", {"taped": True}))
     found += _optimizers(recipe)
     if not recipe.prefetch:
         words = f"prefetch, {DEPTH} batches in flight"
