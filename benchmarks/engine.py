@@ -215,9 +215,16 @@ def engine() -> list[Row]:
             "above 1",
         ),
         _steps(
-            "the same with torch's fused Adam in both",
+            "the same without the tape",
             load("digits"),
-            Recipe(optimizer=fused),
+            Recipe(lr=1e-3, taped=False),
+            STEPS,
+            "",
+        ),
+        _steps(
+            "the same without the tape, torch's fused Adam in both",
+            load("digits"),
+            Recipe(optimizer=fused, taped=False),
             STEPS,
             "",
         ),
