@@ -26,7 +26,7 @@ __all__ = [
 
 Pair = tuple[Any, Any]  # inputs and targets of one batch
 
-BLOCK = 1 << 20  # bytes of samples that are put in order at once: they stay in the cache
+BLOCK = 1 << 22  # bytes of samples that are put in order at once
 
 
 class Batches(Protocol):
@@ -81,7 +81,9 @@ class InMemory:
     def _taken(self, order: Tensor) -> Iterator[Pair]:
         leaves, shape = tree_flatten((self._split.x, self._split.y))
         for block in torch.split(order, self._block):
-            parts = zip(*(torch.split(t[block], self._size) for t in leaves), strict=True)
+            parts = zip(
+                *(torch.split(t.index_select(0, block), self._size) for t in leaves), strict=True
+            )
             yield from (tree_unflatten(part, shape) for part in parts)
 
     def state(self) -> dict[str, Any]:
