@@ -571,6 +571,9 @@ def test_does_not_take_one_training_for_another(tmp_path):
     with pytest.raises(thalweg.FitError, match="at least 1"):
         thalweg.fit("wine", out=tmp_path, resume=True, epochs=0)
     assert (tmp_path / "last.pt").read_bytes() == before
+    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
+    with pytest.raises(thalweg.FitError, match="has weights alone"):
+        thalweg.fit("wine", out=tmp_path, resume=True)
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
     with pytest.raises(thalweg.FitError, match="no checkpoint"):
         thalweg.fit("wine", out=tmp_path, resume=True)

@@ -64,8 +64,9 @@ def evaluate(
                 rows = min(size, len(split) - first)
                 kept.append((ranks.gather(outputs, rows), ranks.gather(y, rows)))
                 continue
-            found = [task.loss.of(outputs, y), task.metric.of(outputs, y)]
-            sums += count * torch.stack([*(f.double() for f in found), sums.new_ones(())])
+            if count:  # else a metric of nobody's sample may be NaN
+                found = [task.loss.of(outputs, y), task.metric.of(outputs, y)]
+                sums += count * torch.stack([*(f.double() for f in found), sums.new_ones(())])
     finally:
         module.train(training)
     if whole:

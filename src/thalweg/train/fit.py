@@ -226,6 +226,12 @@ def _kept(folder: Path, task: Task) -> tuple[dict[str, Any], Best | None] | None
     if not (folder / LAST).exists():
         return None
     found = read(folder / LAST)
+    if "engine" not in found:
+        raise FitError(
+            "resume",
+            f"{folder / LAST} has weights alone, as {BEST} has: there is nothing to go on from; "
+            f"put {LAST} back, or begin anew by overwrite",
+        )
     if found["fingerprint"] != task.fingerprint:
         raise FitError(
             "resume",
