@@ -110,7 +110,7 @@ def _steps(what: str, task: Task, recipe: Recipe, count: int, goal: str) -> Row:
 
 
 def _an_epoch(train: Callable[[int], Any], more: int) -> float:
-    """Seconds of one epoch: those of ``1 + more`` less those of one, so that starts do not count."""
+    """Seconds of one epoch: those of ``1 + more`` less those of one, without the start."""
     times = []
     for epochs in (1, 1 + more):
         start = perf_counter()
