@@ -90,7 +90,7 @@ def test_an_error_comes_up_with_the_next_call_and_keeps_nothing_from_being_done(
 def test_waitall_waits_for_all_and_raises_what_any_raised():
     go_on, seen = threading.Event(), []
     one, other = Background(3), Background()
-    one.submit(fails, "first")
+    one.submit(lambda: (go_on.wait(), fails("first")))  # or a submit might raise it already
     one.submit(fails, "second")
     one.submit(seen.append, 1)
     other.submit(lambda: (go_on.wait(), seen.append(2)))
