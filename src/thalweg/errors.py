@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ArgumentError", "positive", "seeds_of", "whole"]
+__all__ = ["ArgumentError", "positive", "seed_of", "seeds_of", "whole"]
 
 
 class ArgumentError(ValueError):
@@ -39,6 +39,13 @@ def positive(argument: str, value: Any, error: type[ArgumentError] = ArgumentErr
     if not 0 < number < math.inf:
         raise error(argument, f"must be positive and finite, got {value!r}")
     return number
+
+
+def seed_of(value: Any, error: type[ArgumentError] = ArgumentError) -> int:
+    """A whole number from 0."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+        raise error("seed", f"must be a whole number from 0, got {value!r}")
+    return int(value)
 
 
 def seeds_of(seeds: int | Sequence[int], error: type[ArgumentError] = ArgumentError) -> list[int]:

@@ -4,8 +4,6 @@ import math
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from thalweg import errors
 from thalweg.errors import ArgumentError
 from thalweg.optim import registry
@@ -27,6 +25,7 @@ class LandscapeError(ArgumentError):
 
 whole = partial(errors.whole, error=LandscapeError)
 positive = partial(errors.positive, error=LandscapeError)
+seed_of = partial(errors.seed_of, error=LandscapeError)
 seeds_of = partial(errors.seeds_of, error=LandscapeError)
 entry_of = partial(registry.entry_of, error=LandscapeError)
 
@@ -40,10 +39,3 @@ def not_negative(argument: str, value: Any) -> float:
     if not 0 <= number < math.inf:
         raise LandscapeError(argument, f"must be at least 0 and finite, got {value!r}")
     return number
-
-
-def seed_of(value: Any) -> int:
-    """A whole number from 0."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
-        raise LandscapeError("seed", f"must be a whole number from 0, got {value!r}")
-    return int(value)

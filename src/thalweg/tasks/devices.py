@@ -6,7 +6,7 @@ import torch
 
 from thalweg.errors import ArgumentError
 
-__all__ = ["device_of"]
+__all__ = ["device_of", "wait"]
 
 
 def device_of(device: Any, error: type[ArgumentError] = ArgumentError) -> torch.device:
@@ -23,3 +23,9 @@ def device_of(device: Any, error: type[ArgumentError] = ArgumentError) -> torch.
             raise error("device", f"torch finds {count} GPUs here, got {device!r}")
         torch.cuda.init()  # type: ignore[no-untyped-call]
     return found
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ from thalweg.errors import ArgumentError
 from thalweg.optim import registry
 from thalweg.tasks import devices
 
-__all__ = ["FitError", "device_of", "entry_of", "positive", "whole"]
+__all__ = ["FitError", "device_of", "entry_of", "positive", "seed_of", "whole"]
 
 
 class FitError(ArgumentError):
@@ -16,5 +16,6 @@ class FitError(ArgumentError):
 
 whole = partial(errors.whole, error=FitError)
 positive = partial(errors.positive, error=FitError)
+seed_of = partial(errors.seed_of, error=FitError)
 device_of = partial(devices.device_of, error=FitError)
 entry_of = partial(registry.entry_of, error=FitError)

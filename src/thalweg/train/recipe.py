@@ -16,7 +16,7 @@ from thalweg.optim import SAM
 from thalweg.optim.registry import Entry
 from thalweg.rules.rule import HyperparameterError
 from thalweg.schedules import Schedule, ScheduleError, parse
-from thalweg.train.arguments import FitError, entry_of, positive, whole
+from thalweg.train.arguments import FitError, entry_of, positive, seed_of, whole
 from thalweg.train.step import PRECISIONS
 
 __all__ = ["Made", "Maker", "Recipe", "checked", "factors", "make", "typed_optimizer"]
@@ -133,11 +133,10 @@ def checked(recipe: Recipe, samples: int) -> None:
         raise FitError(
             "precision", f"must be one of {', '.join(PRECISIONS)}, got {recipe.precision!r}"
         )
-    depth, seed = recipe.prefetch, recipe.seed
+    depth = recipe.prefetch
     if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
         raise FitError("prefetch", f"must be a whole number from 0, got {depth!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise FitError("seed", f"must be a whole number from 0, got {seed!r}")
+    seed_of(recipe.seed)
     make(recipe, [nn.Parameter(torch.zeros(2, 2))])
 
 

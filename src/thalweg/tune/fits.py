@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from thalweg.optim.registry import Entry
 from thalweg.tasks import Task, TaskError, load
 from thalweg.tasks.blame import first_line, place, quoted
+from thalweg.tasks.devices import wait
 from thalweg.tasks.memory import available_memory, shown
 from thalweg.tasks.states import gpus, random_states
 from thalweg.tasks.trial import called, first_batch
@@ -244,14 +245,9 @@ def _stepped(task: Task, entry: Entry, device: torch.device, size: int) -> float
         start = perf_counter()
         x, y = tree_map(lambda t: t.to(device), task.train[index])
         optimizer.step(closure)
-        _wait(device)
+        wait(device)
         seconds.append(perf_counter() - start)
     return min(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _available(device: torch.device) -> int:

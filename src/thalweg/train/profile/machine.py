@@ -7,9 +7,10 @@ from time import perf_counter
 
 import torch
 
+from thalweg.tasks.devices import wait
 from thalweg.tasks.memory import available_memory
 
-__all__ = ["Machine", "free_memory", "measured", "wait"]
+__all__ = ["Machine", "free_memory", "measured"]
 
 SMALLEST, LARGEST = 256, 8192  # rows of the matrices
 LONG = 0.03  # seconds of a product, beyond which larger ones would tell nothing new
@@ -58,12 +59,6 @@ def measured(device: torch.device, dtype: torch.dtype) -> Machine:
         threads=torch.get_num_threads(),
         seconds=perf_counter() - start,
     )
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done all that it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch.utils._pytree import tree_map
 
 from thalweg.tasks import Task
+from thalweg.tasks.devices import wait
 from thalweg.train.engine import Engine
 from thalweg.train.parallel import Ranks
-from thalweg.train.profile.machine import wait
 from thalweg.train.recipe import Recipe
 from thalweg.train.step import Mark, unmarked
 

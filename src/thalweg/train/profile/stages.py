@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import profiler
 
-from thalweg.train.profile.machine import wait
+from thalweg.tasks.devices import wait
 from thalweg.train.profile.running import Running
 
 __all__ = ["COMPUTING", "PARTS", "Clock", "Stages", "outside", "stages_of", "stalls"]
